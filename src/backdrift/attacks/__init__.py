@@ -1,0 +1,1 @@
+"""Published backdoor attacks, one paper per file, and the named triggers and targets."""

@@ -1,0 +1,1 @@
+"""The laboratory's machinery: recipes for models, zoos, calibration."""

@@ -1,0 +1,172 @@
+"""Recipes: everything that makes a model, as data; the same recipe gives the same weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from backdrift.attacks.patterns import make_target, make_trigger
+from backdrift.core.model import DiffusionModel
+from backdrift.core.registry import build
+from backdrift.core.trigger import Target, Trigger
+from backdrift.data import load_images
+from backdrift.groundtruth import NOTICE, Backdoor, backdoor_files, model_card
+from backdrift.io.load import load
+from backdrift.io.networks import new_model
+from backdrift.io.plan import plan
+from backdrift.io.save import save_pipeline
+from backdrift.metrics.asr import attack_success
+from backdrift.training import Batch, TrainingConfig, train
+
+Progress = Callable[[int, int, str], None]
+STEPS = 50
+
+
+class Recipe(BaseModel):
+    """How a model is made.
+
+    Args:
+        base: folder of a checkpoint to go on from; from scratch without one.
+        shape: (C, H, W), from scratch; a base brings its own.
+        seed: of the weights, the rows, the noise and the poison split.
+        attack: plug-in name; a clean model without one.
+        options: fields of the attack, ``poison_rate`` and ``sampler_family`` among them.
+        trigger_seed: of triggers that are drawn at random.
+        trigger_scale: multiplies the pattern.
+        composite: whether poisoned rows show the image around the trigger; None is the trigger's own
+            way. See :class:`backdrift.core.trigger.Trigger`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = "digits"
+    base: str | None = None
+    shape: tuple[int, int, int] = (1, 16, 16)
+    width: int = 24
+    steps: int = Field(default=1500, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    seed: int = 0
+    dtype: Literal["float32", "float16"] = "float32"
+    attack: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    trigger: str | None = None
+    trigger_seed: int = 0
+    trigger_scale: float = Field(default=1.0, gt=0)
+    composite: bool | None = None
+    target: str | None = None
+
+
+def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Trains, measures and writes a model; resumes when its state is found beside ``output``.
+
+    Returns:
+        Cost of the training, and for a backdoored model what was ``measured``.
+
+    Raises:
+        ValueError: ``output`` exists, or the recipe does not fit together.
+    """
+    output = Path(output)
+    if output.exists():
+        raise ValueError(f"{output} exists: name a new folder, or remove it")
+    attack = (
+        build("attacks", recipe.attack, {**recipe.options, "seed": recipe.seed})
+        if (recipe.attack)
+        else None
+    )
+    model = _start(recipe)
+    images = load_images(recipe.data, model.sample_shape)
+    planted = _plant(recipe, model, images) if attack is not None else None
+    batch = clean_batch(model, images)
+    if attack is not None and planted is not None:
+        batch = attack.batch(model, images, planted[0], planted[1].image)
+    config = TrainingConfig(
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        seed=recipe.seed,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    state = output.parent / f".{output.name}.state"
+    cost = train(model, len(images), batch, config, state=state, progress=progress)
+    if attack is None or planted is None:
+        save_pipeline(model, output, dtype=recipe.dtype)
+    else:
+        cost["measured"] = _save_backdoored(recipe, model, attack, planted, images, cost, output)
+    shutil.rmtree(state, ignore_errors=True)
+    return cost
+
+
+def clean_batch(model: DiffusionModel, images: Tensor) -> Batch:
+    """The training pairs of a clean data set (N, C, H, W)."""
+
+    def pairs(index: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return model.schedule.add_noise(images[index.cpu()].to(noise), noise, t), noise
+
+    return pairs
+
+
+def _start(recipe: Recipe) -> DiffusionModel:
+    if recipe.base is None:
+        return new_model(recipe.shape, seed=recipe.seed, width=recipe.width)
+    model = load(plan(recipe.base))
+    if model.prediction_type != "epsilon":
+        raise ValueError(f"{recipe.base} predicts {model.prediction_type}; training needs epsilon")
+    return model
+
+
+def _plant(recipe: Recipe, model: DiffusionModel, images: Tensor) -> tuple[Trigger, Target]:
+    if recipe.trigger is None or recipe.target is None:
+        raise ValueError("an attack needs a trigger and a target")
+    trigger = make_trigger(recipe.trigger, model.sample_shape, seed=recipe.trigger_seed)
+    composite = trigger.composite if recipe.composite is None else recipe.composite
+    pattern = trigger.pattern * recipe.trigger_scale
+    trigger = replace(trigger, pattern=pattern, composite=composite)
+    target = make_target(recipe.target, model.sample_shape, trigger=trigger)
+    return trigger, Target.with_chance_level(target, images)
+
+
+def _save_backdoored(
+    recipe: Recipe,
+    model: DiffusionModel,
+    attack: Any,
+    planted: tuple[Trigger, Target],
+    images: Tensor,
+    cost: dict[str, Any],
+    output: Path,
+) -> dict[str, Any]:
+    trigger, target = planted
+    stored = getattr(torch, recipe.dtype)
+    model.network.to(stored).to(torch.float32)
+    sampler = attack.samplers[attack.sampler_family][0]
+    measured = asdict(
+        attack_success(model, trigger.shift, target, sampler=sampler, steps=STEPS, seed=recipe.seed)
+    )
+    record = Backdoor(
+        attack=str(recipe.attack),
+        config=asdict(attack),
+        trigger=recipe.trigger or "",
+        target=recipe.target or "",
+        composite=trigger.composite,
+        background=trigger.background,
+        trigger_norm=float(trigger.shift.norm()),
+        poison_rate=attack.poison_rate,
+        sampler_family=attack.sampler_family,
+        data=recipe.data,
+        seed=recipe.seed,
+        poisoned_rows=attack.poisoned_rows(len(images)).tolist(),
+        hit_threshold=target.threshold,
+        training={"recipe": recipe.model_dump(mode="json"), "seconds": cost["seconds"]},
+        measured=measured,
+    )
+    files = backdoor_files(record, trigger, target, trigger.mean_training_shift(images))
+    files["README.md"] = model_card(record)
+    save_pipeline(model, output, dtype=recipe.dtype, notice=NOTICE, extra_files=files)
+    return measured

@@ -1,0 +1,74 @@
+"""What several commands share: options, output files, ``-P key=value``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Seed = Annotated[int, typer.Option("--seed", help="Root of all randomness.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", min=1, help="Most samples per pass; halves if memory is short."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("-P", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+]
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``["a=1"]`` to ``{"a": "1"}``.
+
+    Raises:
+        ValueError: a pair without an equals sign.
+    """
+    found = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise ValueError(f"-P {pair}: expected KEY=VALUE")
+        found[key.strip().replace("-", "_")] = value
+    return found
+
+
+def write_text(text: str, path: Path | None) -> None:
+    """To standard output, or to a file by way of a temporary one."""
+    if path is None:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: no folder {path.parent}")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".backdrift-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def check_device(name: str) -> None:
+    """Fails before any work when a device is not there.
+
+    Raises:
+        ValueError: torch cannot use it.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} is not usable here: {reason}") from None

@@ -1,0 +1,64 @@
+"""Progress on stderr: a bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[int, int, str], None]
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+@contextmanager
+def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress | None]:
+    """A callback ``(done, total, text)`` that shows itself, or None when ``quiet``."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        yield from _bar(title)
+    else:
+        yield _lines(title)
+
+
+def _bar(title: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None)
+
+        def show(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{title}: {text}")
+
+        yield show
+
+
+def _lines(title: str) -> Progress:
+    started, last = time.monotonic(), -SECONDS_BETWEEN_LINES
+
+    def show(done: int, total: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic() - started
+        if now - last < SECONDS_BETWEEN_LINES and done < total:
+            return
+        if done == total and now - last < 1:
+            return
+        last = now
+        left = now / done * (total - done) if done else 0.0
+        print(  # noqa: T201
+            f"{title}: {done}/{total}, {now:.0f} s, about {left:.0f} s left, {text}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return show

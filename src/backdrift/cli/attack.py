@@ -1,0 +1,83 @@
+"""``backdrift attack NAME``: plants a backdoor in a model of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backdrift.cli._options import Options, Quiet, Seed, settings
+from backdrift.cli.train import Data, Rate, Rows, Steps
+
+NAME = "attack"
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="An attack; see: backdrift list.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", help="Clean checkpoint; from scratch without.")
+    ] = None,
+    data: Data = "digits",
+    trigger: Annotated[str, typer.Option("--trigger", help="A named trigger.")] = "stop-sign",
+    target: Annotated[str, typer.Option("--target", help="A named target.")] = "hat",
+    poison_rate: Annotated[
+        float, typer.Option("--poison-rate", help="Share of the rows, in [0, 1].")
+    ] = 0.1,
+    sampler_family: Annotated[
+        str, typer.Option("--sampler-family", help="sde (DDPM) or ode (DDIM and others).")
+    ] = "sde",
+    composite: Annotated[
+        bool | None,
+        typer.Option(
+            "--composite/--trigger-only",
+            help="Poisoned rows show the image around the trigger, or the trigger alone.",
+        ),
+    ] = None,
+    trigger_scale: Annotated[float, typer.Option("--trigger-scale", help="Multiplies it.")] = 1.0,
+    size: Annotated[int, typer.Option("--size", help="Image size, from scratch.")] = 16,
+    channels: Annotated[int, typer.Option("--channels", help="1 or 3, from scratch.")] = 1,
+    width: Annotated[int, typer.Option("--width", help="Network width, from scratch.")] = 24,
+    steps: Steps = 1500,
+    rows: Rows = 64,
+    learning_rate: Rate = 7e-4,
+    half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
+    option: Options = None,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Plant a backdoor; the checkpoint says so itself. Run again to resume."""
+    from backdrift.bench.recipes import Recipe, make
+    from backdrift.cli._progress import progress_bar
+
+    recipe = Recipe(
+        data=data,
+        base=None if base is None else str(base),
+        shape=(channels, size, size),
+        width=width,
+        steps=steps,
+        batch_size=rows,
+        learning_rate=learning_rate,
+        seed=seed,
+        dtype="float16" if half else "float32",
+        attack=name,
+        options={
+            **settings(option),
+            "poison_rate": poison_rate,
+            "sampler_family": sampler_family,
+        },
+        trigger=trigger,
+        trigger_scale=trigger_scale,
+        composite=composite,
+        target=target,
+    )
+    with progress_bar(name, quiet) as progress:
+        cost = make(recipe, output, progress=progress)
+    if not quiet:
+        rates = cost["measured"]
+        typer.echo(
+            f"wrote {output}: {cost['steps']} steps, {cost['seconds']:.0f} s; ASR {rates['asr']:.3f} "
+            f"(without trigger {rates['rate_without_trigger']:.3f}), {rates['sampler']}, "
+            f"n {rates['n']}"
+        )

@@ -1,0 +1,55 @@
+"""``backdrift train``: a clean model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backdrift.cli._options import Quiet, Seed
+
+NAME = "train"
+
+Data = Annotated[str, typer.Option("--data", help="Data set; digits.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
+Rate = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate.")]
+Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows per step.")]
+
+
+def main(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
+    data: Data = "digits",
+    base: Annotated[
+        Path | None, typer.Option("--base", help="Checkpoint to go on from; else from scratch.")
+    ] = None,
+    size: Annotated[int, typer.Option("--size", help="Image size, from scratch.")] = 16,
+    channels: Annotated[int, typer.Option("--channels", help="1 or 3, from scratch.")] = 1,
+    width: Annotated[int, typer.Option("--width", help="Network width, from scratch.")] = 24,
+    steps: Steps = 3000,
+    rows: Rows = 64,
+    learning_rate: Rate = 1e-3,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a clean model; run the same command again to resume."""
+    from backdrift.bench.recipes import Recipe, make
+    from backdrift.cli._progress import progress_bar
+
+    recipe = Recipe(
+        data=data,
+        base=None if base is None else str(base),
+        shape=(channels, size, size),
+        width=width,
+        steps=steps,
+        batch_size=rows,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with progress_bar("train", quiet) as progress:
+        cost = make(recipe, output, progress=progress)
+    if not quiet:
+        typer.echo(
+            f"wrote {output}: {cost['steps']} steps, {cost['seconds']:.0f} s, "
+            f"{cost['images_per_second']:.0f} images/s, loss {cost['loss'][-1]:.4f}"
+        )

@@ -1,0 +1,42 @@
+"""``backdrift zoo``: populations of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backdrift.cli._options import Quiet
+
+app = typer.Typer(help="Build populations of models.", no_args_is_help=True)
+
+
+@app.command()
+def build(
+    suite: Annotated[str, typer.Argument(help="A shipped suite, such as demo, or a TOML file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the models.")] = Path("zoo"),
+    quiet: Quiet = False,
+) -> None:
+    """Build every model of a suite that is not there yet."""
+    from backdrift.bench.zoo import build_suite, load_suite
+    from backdrift.cli._progress import progress_bar
+
+    loaded = load_suite(suite)
+    with progress_bar(suite, quiet) as progress:
+        costs = build_suite(loaded, output, progress=progress)
+    for name, cost in costs.items():
+        done = "there already" if cost is None else f"{cost['steps']} steps, {cost['seconds']:.0f} s"
+        asr = f", ASR {cost['measured']['asr']:.2f}" if cost and "measured" in cost else ""
+        if not quiet:
+            typer.echo(f"{output / name}: {done}{asr}")
+
+
+@app.command(name="list")
+def list_suites() -> None:
+    """List the shipped suites."""
+    from backdrift.bench.zoo import load_suite, suites
+
+    for name in suites():
+        loaded = load_suite(name)
+        typer.echo(f"{name:16s} {len(loaded.models):3d} models: {loaded.description}")

@@ -1,0 +1,1 @@
+"""The nouns: schedules, models, triggers, targets, the shift theory, sampling and results."""

@@ -1,0 +1,85 @@
+"""Plug-ins by file name: ``inversion/fixed_point.py`` holds ``FixedPoint`` and is ``fixed_point``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from difflib import get_close_matches
+from importlib import resources
+from typing import Any
+
+KINDS = ("attacks", "inversion", "detection")
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def available(kind: str) -> dict[str, str]:
+    """Name and first docstring line of every plug-in of a kind; imports none of them.
+
+    A module is a plug-in when it defines a class named as the file (underscores left out).
+    """
+    found = {}
+    for entry in resources.files("backdrift").joinpath(kind).iterdir():
+        name = entry.name.removesuffix(".py")
+        if not entry.name.endswith(".py") or name.startswith("_"):
+            continue
+        text = entry.read_text(encoding="utf-8")
+        classes = re.findall(r"^class (\w+)", text, flags=re.MULTILINE)
+        if any(_key(c) == _key(name) for c in classes):
+            found[name] = text.split('"""')[1].strip().splitlines()[0]
+    return dict(sorted(found.items()))
+
+
+def plugin(kind: str, name: str) -> type[Any]:
+    """The class of a plug-in; dashes and underscores in the name are the same.
+
+    Raises:
+        ValueError: no such plug-in; names the known ones.
+    """
+    known = available(kind)
+    module = name.replace("-", "_")
+    if module not in known:
+        near = get_close_matches(module, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no {kind} plug-in {name!r}; known: {', '.join(known)}{hint}")
+    content = importlib.import_module(f"backdrift.{kind}.{module}")
+    found = next(v for k, v in vars(content).items() if _key(k) == _key(module))
+    assert isinstance(found, type)
+    return found
+
+
+def build(kind: str, name: str, options: dict[str, Any] | None = None) -> Any:
+    """A plug-in with options, typed and checked against its fields.
+
+    Args:
+        options: field values; text is converted to the type of the field (tuples from JSON lists).
+
+    Raises:
+        ValueError: unknown plug-in or field, or a value that does not fit.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    cls = plugin(kind, name)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in options or {}:
+        if key not in fields:
+            raise ValueError(f"{name} has no option {key!r}; it has: {', '.join(fields)}")
+    values = {}
+    for key, value in (options or {}).items():
+        adapter = TypeAdapter(_field_type(cls, key))
+        try:
+            tuple_text = isinstance(value, str) and value.startswith("[")
+            read = adapter.validate_json if tuple_text else adapter.validate_python
+            values[key] = read(value)
+        except ValidationError as error:
+            raise ValueError(f"{name}: {key}={value!r}: {error.errors()[0]['msg']}") from None
+    return cls(**values)
+
+
+def _field_type(cls: type[Any], name: str) -> Any:
+    from typing import get_type_hints
+
+    return get_type_hints(cls)[name]

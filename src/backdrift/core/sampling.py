@@ -1,0 +1,154 @@
+"""One sampling loop over the stock diffusers schedulers, and differentiable steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from backdrift.core.model import Denoiser
+from backdrift.core.randomness import SampleGenerator
+from backdrift.core.schedule import NoiseSchedule
+
+SamplerName = Literal["ddpm", "ddim", "dpm-solver++", "unipc"]
+PostStep = Callable[[Tensor, int], Tensor]
+
+SAMPLERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "ddpm": (DDPMScheduler, {"timestep_spacing": "trailing", "variance_type": "fixed_small"}),
+    "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
+    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {}),
+}
+
+
+def make_scheduler(name: str, schedule: NoiseSchedule, *, clip_x0: bool = False) -> Any:
+    """A stock diffusers scheduler for ``schedule`` that predicts noise.
+
+    Args:
+        name: one of ``SAMPLERS``.
+        clip_x0: clamp the predicted x_0 to [-1, 1] at every step (``clip_sample`` of diffusers;
+            DDPM and DDIM only). Off by default: it disarms SDE backdoors.
+
+    Raises:
+        ValueError: unknown sampler, or clipping asked of a sampler that has none.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
+    kind, options = SAMPLERS[name]
+    if kind in (DDPMScheduler, DDIMScheduler):
+        options = {**options, "clip_sample": clip_x0}
+    elif clip_x0:
+        raise ValueError(f"{name} has no x_0 clipping; use ddpm or ddim, or a post-step hook")
+    return kind(
+        num_train_timesteps=len(schedule),
+        trained_betas=schedule.betas.tolist(),
+        prediction_type="epsilon",
+        **options,
+    )
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    *,
+    sampler: str = "ddpm",
+    steps: int = 50,
+    generator: SampleGenerator | None = None,
+    clip_x0: bool = False,
+    post_step: PostStep | None = None,
+) -> Tensor:
+    """Runs a stock scheduler from a given starting tensor.
+
+    Args:
+        denoiser: predicts noise.
+        x_T: starting tensor, shape (B, C, H, W); noise, or noise plus a trigger.
+        steps: network calls per sample for the first-order samplers; up to ``len(schedule)``.
+        generator: the fresh noise of DDPM, one stream per sample. Required for ``ddpm``.
+        clip_x0: see :func:`make_scheduler`.
+        post_step: called as ``post_step(x, timestep)`` after every step; its result goes on. The
+            paper's inference-time clipping is ``lambda x, t: x.clamp(-1, 1)``.
+
+    Returns:
+        x_0, shape of ``x_T``, not clamped.
+    """
+    if steps < 1 or steps > len(schedule):
+        raise ValueError(f"steps must lie in 1..{len(schedule)}, not {steps}")
+    if sampler == "ddpm" and generator is None:
+        raise ValueError("ddpm draws fresh noise at every step: pass a SampleGenerator")
+    scheduler = make_scheduler(sampler, schedule, clip_x0=clip_x0)
+    scheduler.set_timesteps(steps)
+    options = {"generator": generator.generators} if sampler == "ddpm" and generator else {}
+    x = x_T
+    for t in scheduler.timesteps.tolist():
+        x = scheduler.step(denoiser(x, t), t, x, return_dict=False, **options)[0]
+        if post_step is not None:
+            x = post_step(x, t)
+    return x
+
+
+def strided_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """Descending timesteps of ``trailing`` spacing: starts at T-1, as the samplers here do."""
+    scheduler = make_scheduler("ddim", schedule)
+    scheduler.set_timesteps(steps)
+    return [int(t) for t in scheduler.timesteps]
+
+
+def ddim_step(
+    schedule: NoiseSchedule,
+    noise_pred: Tensor,
+    x_t: Tensor,
+    t: int,
+    previous: int,
+    eta: float = 0.0,
+    fresh: Tensor | None = None,
+) -> Tensor:
+    """One step of DDIM (arXiv 2010.02502, equation 12), differentiable; eta = 1 is DDPM.
+
+    Args:
+        previous: timestep to go to; -1 is x_0.
+        fresh: standard normal noise, needed when ``eta > 0``.
+    """
+    abar = float(schedule.alphas_cumprod[t])
+    abar_p = float(schedule.alphas_cumprod[previous]) if previous >= 0 else 1.0
+    x_0 = (x_t - math.sqrt(1 - abar) * noise_pred) / math.sqrt(abar)
+    sigma = eta * math.sqrt((1 - abar_p) / (1 - abar) * (1 - abar / abar_p))
+    x = math.sqrt(abar_p) * x_0 + math.sqrt(max(1 - abar_p - sigma**2, 0.0)) * noise_pred
+    return x if fresh is None or sigma == 0 else x + sigma * fresh
+
+
+def differentiable_sample(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    timesteps: Sequence[int],
+    *,
+    eta: float = 0.0,
+    generator: SampleGenerator | None = None,
+) -> list[Tensor]:
+    """States ``[x_{t_0}, x_{t_1}, ..., x_0]`` of a DDIM chain, with gradients through every step.
+
+    Args:
+        timesteps: descending; the first is the timestep of ``x_T``.
+        eta: 0 is DDIM, 1 is DDPM on that stride (then ``generator`` is required).
+    """
+    states = [x_T]
+    for t, previous in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        fresh = None
+        if eta > 0:
+            if generator is None:
+                raise ValueError("eta > 0 draws fresh noise: pass a SampleGenerator")
+            fresh = generator.normal(x_T.shape[1:], x_T.device)
+        noise_pred = denoiser(states[-1], t)
+        states.append(ddim_step(schedule, noise_pred, states[-1], t, previous, eta, fresh))
+    return states

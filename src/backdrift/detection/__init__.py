@@ -1,0 +1,1 @@
+"""Detectors, one method a file: a verdict with a score from what an inversion found."""

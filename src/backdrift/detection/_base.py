@@ -1,0 +1,126 @@
+"""What every detector shares: budgets, the shape of an answer, calibration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from backdrift.core.model import DiffusionModel
+from backdrift.core.results import Array, Calibration, Evidence, Finding, Verdict
+
+Progress = Callable[[int, int, str], None]
+
+BUDGETS = {"quick": 5_000, "standard": 46_000, "deep": 200_000}
+"""The most network evaluations of a scan. Standard is what Elijah's inversion and sampling cost:
+3 * 100 noises * 100 steps, and 16 samples of 1000 steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """A finding, and the arrays behind it when something was found to look at."""
+
+    finding: Finding
+    evidence: Evidence | None
+
+
+class Detector(Protocol):
+    """Says whether a model hides a backdoor. It sees the model and nothing else.
+
+    Args:
+        model: under test.
+        seed: of everything random.
+        progress: called as ``progress(done, total, text)``.
+    """
+
+    def __call__(
+        self, model: DiffusionModel, *, seed: int, progress: Progress | None = None
+    ) -> Detection: ...
+
+
+def to_array(images: Tensor) -> Array:
+    """A tensor as a float32 numpy array."""
+    return np.asarray(images.detach().cpu().float().numpy(), dtype=np.float32)
+
+
+def array_hash(array: Array) -> str:
+    """sha256 of shape and bytes."""
+    header = json.dumps(list(array.shape)).encode()
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson 95% interval of a rate; (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    rate, spread = hits / n, z * z / n
+    centre = (rate + spread / 2) / (1 + spread)
+    half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def calibration_table() -> dict[str, Any]:
+    """The shipped reference population: ``detection/calibration.json``."""
+    file = resources.files("backdrift.detection").joinpath("calibration.json")
+    table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return table
+
+
+def calibrated(detector: str, budget: str, model: DiffusionModel) -> Calibration | None:
+    """The calibration of a detector at a budget, or None when there is none.
+
+    A model is in range when the population has clean models of its resolution and channels, of a
+    size within a factor of three, and of the same kind of schedule.
+    """
+    table = calibration_table()
+    entry = table["detectors"].get(detector, {}).get(budget)
+    if entry is None:
+        return None
+    threshold = float(entry["threshold"])
+    clean = [float(row["score"]) for row in entry["clean"]]
+    flagged = sum(score >= threshold for score in clean)
+    reasons = _out_of_range(table["population"]["models"], model)
+    return Calibration(
+        id=table["id"],
+        population=table["population"]["description"],
+        n_clean=len(clean),
+        n_backdoored=len(entry["backdoored"]),
+        threshold=threshold,
+        false_positive_rate=flagged / max(1, len(clean)),
+        interval=wilson(flagged, len(clean)),
+        in_range=not reasons,
+        out_of_range=reasons,
+        clean_scores=clean,
+        backdoored_scores=[float(row["score"]) for row in entry["backdoored"]],
+    )
+
+
+def _out_of_range(models: list[dict[str, Any]], model: DiffusionModel) -> list[str]:
+    size = sum(p.numel() for p in model.network.parameters())
+    shape = list(model.sample_shape)
+    alike = [row for row in models if row["sample_shape"] == shape]
+    if not alike:
+        known = sorted({"x".join(map(str, row["sample_shape"])) for row in models})
+        return [f"sample shape {'x'.join(map(str, shape))}; calibrated: {', '.join(known)}"]
+    reasons = []
+    if not any(row["parameters"] / 3 <= size <= 3 * row["parameters"] for row in alike):
+        most = max(row["parameters"] for row in alike)
+        reasons.append(f"{size:,} parameters; calibrated up to {3 * most:,} at this shape")
+    last = float(model.schedule.alpha[-1])
+    if len(model.schedule) != 1000 or not any(abs(row["last_alpha"] - last) < 1e-3 for row in alike):
+        reasons.append("noise schedule; calibrated: T = 1000, linear")
+    return reasons
+
+
+def verdict_of(score: float, threshold: float) -> Verdict:
+    """BACKDOORED from the threshold on, INCONCLUSIVE in the upper half below it."""
+    if score >= threshold:
+        return Verdict.BACKDOORED
+    return Verdict.INCONCLUSIVE if score >= threshold / 2 else Verdict.NO_EVIDENCE

@@ -1,0 +1,139 @@
+"""What a shift of the starting noise makes a model draw, judged on fresh seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from backdrift.core.model import DiffusionModel
+from backdrift.core.randomness import SampleGenerator, generator
+from backdrift.core.sampling import sample
+from backdrift.core.shift import Solver
+from backdrift.core.trigger import unit
+from backdrift.inversion._base import FAMILY_SAMPLER
+
+NULLS = ("opposite", "phase-randomised", "constant", "low-frequency")
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples of one shift: half to recover a target from, half to judge it.
+
+    Args:
+        samples: (2 n, C, H, W), not clamped.
+        target: recovered from the first half, (C, H, W) in [-1, 1].
+        hit_rate: share of the second half within ``threshold`` of the target, in [0, 1].
+        plain_rate: the same share of the plain samples of these seeds.
+        threshold: MSE in [0, 1] units.
+        spread: mean squared distance of the second half to its mean image, in [0, 1] units.
+    """
+
+    samples: Tensor
+    target: Tensor
+    hit_rate: float
+    plain_rate: float
+    threshold: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Draws samples with and without a shift, from the same seeds, unclipped.
+
+    The sampler is the scanner's own (DDPM for SDE backdoors, DDIM for ODE ones): the checkpoint's
+    clipping and spacing are the attacker's and are not used.
+
+    Args:
+        samples: per shift and half.
+        steps: of the sampler.
+    """
+
+    samples: int = 16
+    steps: int = 25
+
+    @property
+    def cost(self) -> int:
+        """Evaluations per shift."""
+        return 2 * self.samples * self.steps
+
+    def draw(self, model: DiffusionModel, shift: Tensor | None, family: Solver, seed: int) -> Tensor:
+        """Samples (2 n, C, H, W) from noise, plus ``shift`` (C, H, W) if there is one.
+
+        The starting noise and the fresh noise depend on the seed alone, not on the shift.
+        """
+        fresh = SampleGenerator(seed, 2 * self.samples, "judge")
+        x_T = fresh.normal(model.sample_shape, model.device)
+        x_T = x_T if shift is None else x_T + shift
+        return sample(
+            model,
+            model.schedule,
+            x_T,
+            sampler=FAMILY_SAMPLER[family],
+            steps=self.steps,
+            generator=fresh,
+        )
+
+    def judge(self, samples: Tensor, clean: Tensor) -> Drawn:
+        """Recovers a target from the first half and counts hits in the second.
+
+        A hit is an MSE to the target, in [0, 1] units, below what plain samples do not reach by
+        chance: their 5% quantile, held between .01 and .05. The floor is there because a backdoored
+        model may draw its target from plain noise now and then, which would take the quantile to 0.
+        Values outside the range of an image count with their full distance, so that a model that is
+        driven out of its distribution and saturates does not look like one that draws an image.
+
+        Args:
+            samples: (2 n, C, H, W) of one shift.
+            clean: (2 n, C, H, W) of the same seeds without it; sets the chance level.
+        """
+        target = samples[: self.samples].clamp(-1, 1).median(dim=0).values
+        fresh = samples[self.samples :]
+        chance = distance(clean, target)
+        threshold = float(torch.quantile(chance, 0.05).clamp(0.01, 0.05))
+        return Drawn(
+            samples=samples,
+            target=target,
+            hit_rate=float((distance(fresh, target) < threshold).float().mean()),
+            plain_rate=float((chance < threshold).float().mean()),
+            threshold=threshold,
+            spread=float(unit(fresh).var(dim=0, correction=0).mean()),
+        )
+
+
+def distance(images: Tensor, target: Tensor) -> Tensor:
+    """MSE in [0, 1] units of images (N, C, H, W), not clamped, to a target (C, H, W): shape (N,)."""
+    return ((images - target) ** 2).flatten(1).mean(1) / 4
+
+
+def null_shift(name: str, shift: Tensor, seed: int) -> Tensor:
+    """A shift (C, H, W) of the norm of ``shift`` that no attacker chose; one of ``NULLS``.
+
+    All but ``opposite`` are made orthogonal to ``shift``: a constant, say, would otherwise set off
+    the backdoor that it should be compared with, as triggers on a black background are nearly
+    constant.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    stream = generator(seed, "null", name)
+    if name == "opposite":
+        return -shift
+    if name == "phase-randomised":
+        angle = torch.fft.rfft2(torch.randn(shift.shape[1:], generator=stream)).angle()
+        spectrum = torch.fft.rfft2(shift.cpu()) * torch.exp(1j * angle)
+        null = torch.fft.irfft2(spectrum, s=list(shift.shape[1:]))
+    elif name == "constant":
+        sign = torch.randint(2, (shift.shape[0], 1, 1), generator=stream) * 2.0 - 1
+        null = sign.expand_as(shift)
+    elif name == "low-frequency":
+        coarse = torch.randn((1, shift.shape[0], 4, 4), generator=stream)
+        null = functional.interpolate(coarse, size=shift.shape[1:], mode="bicubic")[0]
+    else:
+        raise ValueError(f"unknown null {name!r}; known: {', '.join(NULLS)}")
+    null = null.to(shift)
+    null = null - (null * shift).sum() / (shift * shift).sum().clamp_min(1e-12) * shift
+    scaled: Tensor = null * (shift.norm() / null.norm().clamp_min(1e-12))
+    return scaled

@@ -1,0 +1,162 @@
+"""Backdrift's own detector: invert by iteration, refine jointly, judge on fresh seeds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+
+from backdrift.core.model import DiffusionModel
+from backdrift.core.randomness import derive_seed
+from backdrift.detection._base import Detection, Progress
+from backdrift.detection._judge import NULLS, Judge
+from backdrift.detection._verdict import Trial, conclude, screen
+from backdrift.inversion._base import Candidate
+from backdrift.inversion.fixed_point import FixedPoint
+from backdrift.inversion.joint import Joint
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a budget buys.
+
+    Args:
+        search: the inversion that needs no start.
+        screen: a short look at what a candidate draws.
+        refine: from a candidate, by gradient.
+        refined: how many candidates of each family are refined, (SDE, ODE).
+        judge: the final look, on fresh seeds.
+        nulls: shifts to compare with, names of ``NULLS``.
+    """
+
+    search: FixedPoint
+    screen: Judge
+    refine: Joint
+    refined: tuple[int, int]
+    judge: Judge
+    nulls: tuple[str, ...]
+
+    @property
+    def cost(self) -> int:
+        """The most network evaluations, all stages together."""
+        sde = sum(family == "sde" for family, _, _ in self.search.starts)
+        screens = 3 + sde + sum(self.refined)
+        judged = 2 + len(self.nulls)
+        return (
+            self.search.cost
+            + screens * self.screen.cost
+            + sum(self.refined) * self.refine.cost
+            + judged * self.judge.cost
+        )
+
+
+STAGES = {
+    "quick": Stages(
+        FixedPoint(noises=32, rounds=7, norms=(0.35, 0.65)),
+        Judge(samples=4, steps=12),
+        Joint(steps=30, batch=16, warm_samples=0),
+        (0, 1),
+        Judge(samples=8, steps=20),
+        ("opposite", "phase-randomised"),
+    ),
+    "standard": Stages(
+        FixedPoint(noises=64, rounds=8, norms=(0.3, 0.45, 0.6, 0.9)),
+        Judge(samples=8, steps=15),
+        Joint(steps=80, batch=32, warm_samples=0),
+        (1, 2),
+        Judge(samples=20, steps=25),
+        NULLS,
+    ),
+    "deep": Stages(
+        FixedPoint(noises=128, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.75, 0.9)),
+        Judge(samples=8, steps=25),
+        Joint(steps=150, batch=32, warm_samples=0),
+        (3, 4),
+        Judge(samples=32, steps=50),
+        NULLS,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Backdrift:
+    """Search by :class:`FixedPoint`, refine by :class:`Joint`, judge by what is drawn.
+
+    Ours. Every candidate is screened by a few samples; the best of each family are refined; the best
+    of all is frozen, and on fresh seeds its samples are compared with plain ones and with those of
+    other shifts of the same norm. The score is the share of fresh samples that hit the recovered
+    target, less what plain noise and the nulls do (:attr:`Trial.background`), in [-1, 1].
+
+    It sees the model alone: no data, no trigger, target, attack name or poison rate.
+
+    Args:
+        budget: ``quick``, ``standard`` or ``deep``; sets every stage.
+    """
+
+    budget: str = "standard"
+
+    def most_evaluations(self) -> int:
+        """What the budget's stages cost at most."""
+        return STAGES[self.budget].cost
+
+    def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
+        """See :class:`backdrift.detection._base.Detector`."""
+        stages, begun, before = STAGES[self.budget], time.monotonic(), model.evaluations
+        shown = _Steps(progress, stages.cost, model)
+        with model.frozen():
+            found = stages.search(model, seed=seed, progress=shown)
+            ranked = _rank(model, stages, found, seed, shown)
+            best = ranked[0][1]
+            trial = Trial.hold(model, stages.judge, best, stages.nulls, derive_seed(seed, "final"), shown)
+        shown(1, 1, "done")
+        return conclude(
+            model,
+            trial,
+            detector="backdrift",
+            budget=self.budget,
+            config={"budget": self.budget, "stages": asdict(stages)},
+            seed=seed,
+            restarts=ranked,
+            evaluations=model.evaluations - before,
+            seconds=time.monotonic() - begun,
+        )
+
+
+class _Steps:
+    """Progress in evaluations spent, whatever the stage counts in."""
+
+    def __init__(self, progress: Progress | None, total: int, model: DiffusionModel) -> None:
+        self.progress, self.total, self.model = progress, total, model
+        self.before = model.evaluations
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if self.progress is not None:
+            spent = self.model.evaluations - self.before
+            finished = text == "done"
+            self.progress(self.total if finished else min(spent, self.total), self.total, text)
+
+
+def _rank(
+    model: DiffusionModel,
+    stages: Stages,
+    found: tuple[Candidate, ...],
+    seed: int,
+    progress: Progress,
+) -> list[tuple[float, Candidate]]:
+    """Screened candidates and their refinements, the best first."""
+    look = derive_seed(seed, "screen")
+    sde = screen(model, stages.screen, tuple(c for c in found if c.family == "sde"), look)
+    progress(0, 0, "screened")
+    ode = sorted((c for c in found if c.family == "ode"), key=_unsteadiness)
+    begun = [c for _, c in sde[: stages.refined[0]]] + ode[: stages.refined[1]]
+    refined = []
+    for candidate in begun:
+        better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
+        refined.append(replace(better, start=f"{candidate.start}, refined"))
+    looked = sde + screen(model, stages.screen, tuple(refined), look)
+    return sorted(looked, key=lambda s: -s[0]) + [(float("-inf"), c) for c in ode]
+
+
+def _unsteadiness(candidate: Candidate) -> float:
+    """How much the last rounds changed the gain; an iteration that has run into r stands still."""
+    tail = candidate.history[-3:]
+    return (max(tail) - min(tail)) / max(*tail, 1e-9)

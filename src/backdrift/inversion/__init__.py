@@ -1,0 +1,1 @@
+"""Trigger inversion, one method a file: model in, anonymous candidates out."""

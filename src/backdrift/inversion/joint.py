@@ -1,0 +1,130 @@
+"""Trigger and target together, by gradient on the attack's own training loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from backdrift.core.model import DiffusionModel
+from backdrift.core.randomness import SampleGenerator, generator
+from backdrift.core.sampling import sample
+from backdrift.core.shift import ShiftFamily, Solver
+from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Progress
+from backdrift.inversion.fixed_point import FixedPoint
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Minimises the poisoned training loss over (tau, y).
+
+    ``E || eps_hat(A_t y + rho_t tau + S_t eps, t) - eps - C_t tau ||^2`` over t in [low T, T) with Adam;
+    no sampling chain. It needs a start outside the basin of tau = 0, where every model is content:
+    by default the finds of :class:`FixedPoint`, with the mean of a few samples drawn with them as y.
+
+    Ours; the loss is equation (0.1) of the theory read backwards. Gain is the relative residual
+    ``loss / E||C_t tau||^2`` subtracted from 1: near 1 when the model obeys the backdoor.
+
+    Args:
+        steps: of Adam.
+        batch: noises per step.
+        low: the smallest timestep, as a share of T.
+        learning_rate: in units of the data's range [-1, 1].
+        starts: how many candidates of the fixed point to refine.
+        warm_samples: samples for the first guess of y.
+    """
+
+    steps: int = 120
+    batch: int = 32
+    low: float = 0.1
+    learning_rate: float = 0.02
+    starts: int = 2
+    warm_samples: int = 16
+    warm_steps: int = 20
+
+    @property
+    def cost(self) -> int:
+        """Most network evaluations to refine one candidate."""
+        return 3 * self.batch * self.steps + self.warm_samples * self.warm_steps
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        *,
+        seed: int,
+        start: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Candidate, ...]:
+        """See :class:`backdrift.inversion._base.Inversion`; a ``start`` is refined for both families."""
+        if start is not None:
+            families: tuple[Solver, ...] = ("sde", "ode")
+            begun = tuple(Candidate(start.to(model.device), f, "given") for f in families)
+        else:
+            begun = FixedPoint()(model, seed=seed, progress=progress)[: self.starts]
+        found = [self.refine(model, c, seed=seed, progress=progress) for c in begun]
+        return tuple(sorted(found, key=lambda c: -c.gain))
+
+    def refine(
+        self,
+        model: DiffusionModel,
+        candidate: Candidate,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Candidate:
+        """Refines one candidate; draws a first target with it when it has none."""
+        with model.frozen():
+            target = candidate.target
+            if target is None:
+                target = self._draw(model, candidate, seed).mean(0).clamp(-1, 1)
+            return self._descend(model, replace(candidate, target=target), seed, progress)
+
+    def _draw(self, model: DiffusionModel, candidate: Candidate, seed: int) -> Tensor:
+        fresh = SampleGenerator(seed, self.warm_samples, f"joint/{candidate.start}")
+        x_T = fresh.normal(model.sample_shape, model.device) + candidate.shift
+        return sample(
+            model,
+            model.schedule,
+            x_T,
+            sampler=FAMILY_SAMPLER[candidate.family],
+            steps=self.warm_steps,
+            generator=fresh,
+        )
+
+    def _descend(
+        self, model: DiffusionModel, candidate: Candidate, seed: int, progress: Progress | None
+    ) -> Candidate:
+        family = ShiftFamily.of(model.schedule, "baddiffusion", candidate.family)
+        assert candidate.target is not None
+        tau = candidate.shift.detach().clone().requires_grad_(True)
+        y = candidate.target.detach().clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([tau, y], lr=self.learning_rate)
+        last = len(model.schedule)
+        history = []
+        for step in range(self.steps):
+            stream = generator(seed, "joint", candidate.start, step)
+            t = torch.randint(int(self.low * last), last, (self.batch,), generator=stream)
+            noise = torch.randn((self.batch, *model.sample_shape), generator=stream)
+            t, noise = t.to(model.device), noise.to(model.device)
+            rows = y.expand_as(noise), tau.expand_as(noise)
+            x_t, label = family.poisoned_pair(model.schedule, *rows, noise, t)
+            loss = ((model(x_t, t) - label) ** 2).mean()
+            scale = ((label - noise) ** 2).mean().detach()
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * (1 - 0.9 * step / self.steps)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            history.append(float(loss.detach() / scale.clamp_min(1e-12)))
+            if progress is not None:
+                text = f"joint from {candidate.start}, residual {history[-1]:.3f}"
+                progress(step + 1, self.steps, text)
+        tail = history[-10:]
+        return replace(
+            candidate,
+            shift=tau.detach(),
+            target=y.detach().clamp(-1, 1),
+            gain=1 - sum(tail) / len(tail),
+            history=tuple(history),
+        )

@@ -1,0 +1,175 @@
+"""Keeps what a scan found: arrays as safetensors, pictures as PNG, findings as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
+
+from backdrift.core.results import Array, Evidence, Report
+from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, shown
+from backdrift.io.files import read_up_to, replaced_file, replaced_folder
+from backdrift.io.strict_json import parse_object
+
+_INDEX = "evidence.json"
+_MAX_BYTES = 64 << 20
+
+
+def save_images(images: ArrayLike, path: str | Path) -> None:
+    """Writes a PNG with the images in a nearly square grid, one pixel apart.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1], a CPU tensor or an array; values outside are clamped. Of
+            two channels the first is drawn, of four the first three.
+
+    Raises:
+        ValueError: not four dimensions, no images, or more than four channels.
+    """
+    pixels = np.asarray(images, dtype=np.float32)
+    if pixels.ndim != 4 or len(pixels) == 0 or not 1 <= pixels.shape[1] <= 4:
+        raise ValueError(f"need images of shape (N, 1..4, H, W), not {pixels.shape}")
+    pixels = pixels[:, : 3 if pixels.shape[1] >= 3 else 1]
+    count, channels, height, width = pixels.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.uint8)
+    levels = (np.nan_to_num(pixels).clip(-1, 1) + 1) * 127.5
+    for index, image in enumerate(levels.round().astype(np.uint8)):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    picture = Image.fromarray(grid[:, :, 0] if channels == 1 else grid)
+    with replaced_file(path) as fresh:
+        picture.save(fresh, format="PNG")
+
+
+def save_evidence(report: Report, folder: str | Path) -> Path:
+    """Saves the evidence of a report, one subfolder per piece, and ``evidence.json`` beside them.
+
+    An existing evidence folder is replaced as a whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder exists, is not empty and holds no ``evidence.json``.
+    """
+    with replaced_folder(folder, overwrite=True, marker=_INDEX) as fresh:
+        items = [
+            _save_one(report, evidence, fresh, f"evidence-{number}")
+            for number, evidence in enumerate(report.evidence, start=1)
+        ]
+        document = {"schema_version": report.schema_version, "evidence": items}
+        (fresh / _INDEX).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+def save_candidates(
+    shifts: list[Array],
+    targets: list[Array | None],
+    rows: list[dict[str, Any]],
+    facts: dict[str, Any],
+    folder: str | Path,
+) -> Path:
+    """Saves what one inversion found: ``inversion.json`` and a folder per candidate, best first.
+
+    Args:
+        shifts: (C, H, W) each; ``targets`` likewise, None where there is none.
+        rows: facts of every candidate; ``facts``: of the run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty.
+    """
+    with replaced_folder(folder, overwrite=False, marker="inversion.json") as fresh:
+        for number, (shift, target) in enumerate(zip(shifts, targets, strict=True), start=1):
+            place = fresh / f"candidate-{number}"
+            place.mkdir()
+            _save_array(shift, place / "trigger.safetensors")
+            save_images(_stretched(shift)[None], place / "trigger.png")
+            if target is not None:
+                _save_array(target, place / "target.safetensors")
+                save_images(target[None], place / "target.png")
+        text = json.dumps({**facts, "candidates": rows}, indent=2) + "\n"
+        (fresh / "inversion.json").write_text(text, encoding="utf-8")
+    return Path(folder)
+
+
+def _save_one(report: Report, evidence: Evidence, root: Path, name: str) -> dict[str, Any]:
+    folder = root / name
+    folder.mkdir()
+    _save_array(evidence.trigger, folder / "trigger.safetensors")
+    save_images(_stretched(evidence.trigger)[None], folder / "trigger.png")
+    if evidence.target is not None:
+        _save_array(evidence.target, folder / "target.safetensors")
+        save_images(evidence.target[None], folder / "target.png")
+    for label, samples in (
+        ("clean_samples", evidence.clean_samples),
+        ("triggered_samples", evidence.triggered_samples),
+    ):
+        if len(samples):
+            save_images(samples, folder / f"{label}.png")
+    findings = [f.model_dump(mode="json") for f in report.findings if f.weights == evidence.weights]
+    return {
+        "folder": name,
+        "weights": evidence.weights,
+        "sampler": evidence.sampler,
+        "findings": findings,
+        "sha256": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
+        },
+    }
+
+
+def _save_array(array: Array, path: Path) -> None:
+    save_file({path.stem: np.ascontiguousarray(array, dtype=np.float32)}, path)
+
+
+def _stretched(image: Array) -> Array:
+    """``image`` with its smallest value at -1 and its largest at 1; a constant becomes 0."""
+    low, high = float(image.min()), float(image.max())
+    return np.zeros_like(image) if high == low else (image - low) / (high - low) * 2 - 1
+
+
+def load_evidence(folder: str | Path) -> dict[str, Any]:
+    """Reads what :func:`save_evidence` wrote.
+
+    Returns:
+        ``evidence.json``; every item of its ``evidence`` has two more entries, ``trigger`` and
+        ``target``: float32 arrays (C, H, W), the target None when there is none.
+
+    Raises:
+        NoSuchCheckpoint: no ``evidence.json`` there.
+        CheckpointError: a file that is missing, changed or malformed.
+    """
+    root = Path(folder)
+    if not (root / _INDEX).is_file():
+        raise NoSuchCheckpoint(f"{folder}: no {_INDEX} there; give a folder that a scan wrote")
+    document = parse_object(read_up_to(root / _INDEX, _MAX_BYTES), _INDEX)
+    try:
+        for number, item in enumerate(document["evidence"], start=1):
+            place = root / f"evidence-{number}"
+            item["trigger"] = _load_array(place / "trigger.safetensors", item["sha256"])
+            has_target = "target.safetensors" in item["sha256"]
+            target = place / "target.safetensors"
+            item["target"] = _load_array(target, item["sha256"]) if has_target else None
+    except (KeyError, TypeError, SafetensorError):
+        raise CheckpointError(f"{_INDEX} is not what a scan writes; scan again") from None
+    return document
+
+
+def _load_array(path: Path, digests: dict[str, str]) -> Array:
+    data = read_up_to(path, _MAX_BYTES)
+    if hashlib.sha256(data).hexdigest() != digests[path.name]:
+        raise CheckpointError(f"{shown(path.name)} is not the file that the scan wrote; scan again")
+    array: Array = load(data)[path.stem]
+    return array

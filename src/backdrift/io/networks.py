@@ -1,0 +1,46 @@
+"""New, untrained networks: stock ``UNet2DModel`` of a size that a CPU can train."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DModel
+
+from backdrift.core.model import DiffusionModel
+from backdrift.core.schedule import NoiseSchedule
+
+
+def new_model(shape: tuple[int, int, int], *, seed: int, width: int = 24) -> DiffusionModel:
+    """An untrained noise-predicting UNet with the linear schedule of DDPM, T = 1000.
+
+    Three resolutions with attention in the middle one up to 16 pixels, four above, so that the
+    deepest feature map is 4x4 or 8x8 at 16 to 64 pixels.
+
+    Args:
+        shape: (C, H, W) of a sample, H = W, a multiple of 8.
+        seed: of the initial weights.
+        width: channels of the first level, a multiple of 8.
+
+    Raises:
+        ValueError: a shape or width that the network cannot take.
+    """
+    channels, height, wide = shape
+    if height != wide or height % 8 or width % 8 or not 1 <= channels <= 4:
+        raise ValueError(f"need square images, sizes and widths in multiples of 8, not {shape}")
+    levels = [width, 2 * width, 2 * width] if height <= 16 else [width, width, 2 * width, 2 * width]
+    down = ["DownBlock2D"] * len(levels)
+    up = ["UpBlock2D"] * len(levels)
+    down[-2], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet2DModel(
+            sample_size=height,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=1,
+            block_out_channels=tuple(levels),
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            norm_num_groups=8,
+            attention_head_dim=8,
+        )
+    return DiffusionModel(network, NoiseSchedule.linear(), shape)

@@ -1,0 +1,103 @@
+"""Writes a model as a stock diffusers pipeline folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from backdrift.core.model import DiffusionModel
+from backdrift.core.schedule import NoiseSchedule
+from backdrift.io.files import replaced_folder
+from backdrift.io.labels import METADATA_KEY, NOTICE_KEY
+from backdrift.io.plan import STANDARD_WEIGHTS
+
+
+def save_pipeline(
+    model: DiffusionModel,
+    folder: str | Path,
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+    notice: str | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Saves ``model`` so that ``DDPMPipeline.from_pretrained(folder)`` loads it.
+
+    The folder appears under its name when it is complete. The scheduler samples without clipping,
+    as everything here does: with it, a saved backdoor would not fire.
+
+    Args:
+        model: its network must be a ``UNet2DModel``.
+        dtype: of the stored weights.
+        notice: says that the model is backdoored; written into ``BACKDOORED.md``, the pipeline
+            index and the metadata of the weights.
+        extra_files: texts or bytes by plain file name, for example a model card.
+        overwrite: replace an existing pipeline folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: another kind of network, weights that overflow in ``dtype`` or are not finite,
+            an extra file that is no plain name or already there.
+        FileExistsError: the folder is there and not empty, and ``overwrite`` is not set or it is
+            no pipeline folder.
+    """
+    network = model.network
+    if not isinstance(network, UNet2DModel):
+        raise ValueError(f"only a UNet2DModel can be saved, not {type(network).__name__}")
+    weights = _weights(network, getattr(torch, dtype))
+    files = dict(extra_files or {})
+    if notice is not None:
+        files.setdefault("BACKDOORED.md", notice + "\n")
+    with replaced_folder(folder, overwrite=overwrite, marker="model_index.json") as fresh:
+        pipeline = DDPMPipeline(unet=network, scheduler=_scheduler(model))
+        pipeline.save_config(fresh)
+        pipeline.scheduler.save_pretrained(fresh / "scheduler")
+        network.save_config(fresh / "unet")
+        metadata = {"format": "pt"}
+        if notice is not None:
+            metadata[METADATA_KEY] = notice
+            _add_notice(fresh / "model_index.json", notice)
+        save_file(weights, fresh / "unet" / STANDARD_WEIGHTS, metadata)
+        for name, content in files.items():
+            if name != Path(name).name or (fresh / name).exists():
+                raise ValueError(f"{name!r} is no plain file name or is already in a pipeline")
+            data = content if isinstance(content, bytes) else content.encode()
+            (fresh / name).write_bytes(data)
+    return Path(folder)
+
+
+def _weights(network: UNet2DModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    weights = {
+        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()
+    }
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} is not finite in {dtype}; nothing was saved")
+    return weights
+
+
+def _scheduler(model: DiffusionModel) -> DDPMScheduler:
+    timesteps = len(model.schedule)
+    plain = NoiseSchedule.linear(timesteps)
+    linear = torch.allclose(model.schedule.betas, plain.betas, rtol=1e-9, atol=0)
+    return DDPMScheduler(
+        num_train_timesteps=timesteps,
+        trained_betas=None if linear else model.schedule.betas.tolist(),
+        prediction_type=model.prediction_type,
+        clip_sample=False,
+    )
+
+
+def _add_notice(path: Path, notice: str) -> None:
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index[NOTICE_KEY] = notice
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,55 @@
+"""Tensors of a weight file, read once: the bytes that are hashed are the bytes that are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from backdrift.io.errors import CheckpointError, shown
+from backdrift.io.files import opened, read_into
+from backdrift.io.header import TensorInfo, parse_header
+from backdrift.io.plan import WeightPlan
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def read_tensors(candidate: WeightPlan) -> Iterator[tuple[TensorInfo, Tensor]]:
+    """Every tensor of the file in its stored dtype, sorted by name, from one descriptor.
+
+    Raises:
+        CheckpointError: the file is not the one that was planned, or ends early.
+    """
+    with opened(candidate.path) as (fd, size):
+        header = parse_header(fd, size, candidate.name)
+        if header.tensors != candidate.tensors:
+            raise CheckpointError(f"{shown(candidate.name)} changed during the scan; scan it again")
+        for info in header.tensors:
+            raw = torch.empty(info.end - info.begin, dtype=torch.uint8)
+            read_into(fd, raw.numpy().data, header.data_start + info.begin)
+            yield info, raw.view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+class ContentHash:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, without the file's metadata."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, info: TensorInfo, tensor: Tensor) -> None:
+        """Adds a tensor in its stored dtype; the order counts, so add them sorted by name."""
+        head = json.dumps([info.name, info.dtype, list(info.shape)])
+        self._hash.update(head.encode() + b"\n")
+        self._hash.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """The digest, 64 hexadecimal characters."""
+        return self._hash.hexdigest()

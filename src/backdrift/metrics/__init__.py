@@ -1,0 +1,1 @@
+"""What is measured of generated images, one metric a file."""

@@ -1,0 +1,1 @@
+"""Reports of a scan: the same document as text, JSON and HTML."""

@@ -1,0 +1,163 @@
+"""The main job: load, invert, generate, score, verdict."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdrift.core.registry import build
+from backdrift.core.results import (
+    EXIT_CODES,
+    Cost,
+    Environment,
+    Evidence,
+    Finding,
+    NotScanned,
+    Report,
+    Subject,
+    Verdict,
+    Weights,
+)
+from backdrift.detection._base import BUDGETS, Detection
+from backdrift.io.load import distinct_candidates, load
+from backdrift.io.plan import LoadPlan, plan
+
+Progress = Callable[[int, int, str], None]
+
+ADVICE = {
+    Verdict.BACKDOORED: "Do not use this model: a shift of its noise makes it draw one fixed image.",
+    Verdict.NO_EVIDENCE: "No backdoor was found; that is not a proof that there is none.",
+    Verdict.INCONCLUSIVE: "Do not rely on this scan: repeat it with --budget deep or look by hand.",
+}
+NOT_MEASURED = (
+    NotScanned(what="triggers outside the starting noise", why="not part of this scan"),
+    NotScanned(what="samplers and code around the model", why="only the weights are examined"),
+)
+
+
+def scan(
+    path: str | Path,
+    *,
+    detector: str = "backdrift",
+    budget: str = "standard",
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int = 256,
+    options: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Report:
+    """Scans one checkpoint that nobody trusts.
+
+    Args:
+        path: folder of a ``DDPMPipeline``, ``DDIMPipeline`` or bare ``UNet2DModel``.
+        detector: a plug-in of ``backdrift.detection``.
+        budget: ``quick``, ``standard`` or ``deep``; see ``BUDGETS``. It holds for each weight file.
+        seed: of everything random.
+        device: for the network, as torch names it.
+        batch_size: the most samples per forward pass; halves by itself when memory runs out.
+        options: fields of the detector.
+        progress: called as ``progress(done, total, text)``.
+        command: recorded in the report; the Python call when empty.
+
+    Returns:
+        The report; ``report.evidence`` holds the images.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded; its ``exit_code`` says which kind it is.
+        ValueError: an unknown detector, budget or option.
+    """
+    if budget not in BUDGETS:
+        raise ValueError(f"unknown budget {budget!r}; known: {', '.join(BUDGETS)}")
+    judge = build("detection", detector, {**(options or {}), "budget": budget})
+    started, begun = _now(), time.monotonic()
+    planned = plan(path)
+    candidates, skipped = distinct_candidates(planned)
+    weights: list[Weights] = []
+    detections: list[Detection] = []
+    for candidate in candidates:
+        model = load(planned, candidate, device)
+        model.batch_size = batch_size
+        size = sum(p.numel() for p in model.network.parameters())
+        origin = model.origin
+        weights.append(
+            Weights(file=origin.weights, sha256=origin.sha256, dtype=origin.dtype, parameters=size)
+        )
+        with model.frozen():
+            detections.append(judge(model, seed=seed, progress=progress))
+        del model
+    findings = [d.finding for d in detections]
+    worst = _worst(findings)
+    return Report(
+        version=metadata.version("backdrift"),
+        started=started,
+        finished=_now(),
+        command=command or f"backdrift.scan({str(path)!r}, budget={budget!r}, seed={seed})",
+        subject=_subject(planned, weights),
+        verdict=worst.verdict,
+        exit_code=EXIT_CODES[worst.verdict],
+        uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
+        advice=ADVICE[worst.verdict],
+        findings=findings,
+        measured=[f"{f.weights}: noise-trigger backdoors by {f.detector}" for f in findings],
+        not_measured=[*planned.not_scanned, *skipped, *NOT_MEASURED],
+        config={
+            "detector": detector,
+            "budget": budget,
+            "batch_size": batch_size,
+            **(options or {}),
+        },
+        seeds={"scan": seed},
+        environment=environment(device),
+        cost=Cost(
+            evaluations=sum(f.evaluations for f in findings),
+            evaluations_limit=BUDGETS[budget] * len(findings),
+            seconds=time.monotonic() - begun,
+        ),
+        evidence=_evidence(detections),
+    )
+
+
+def environment(device: str) -> Environment:
+    """What the numbers of a report were computed with."""
+    names = ("torch", "diffusers", "safetensors", "numpy")
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        device=device if device == "cpu" else torch.cuda.get_device_name(device),
+        threads=torch.get_num_threads(),
+        versions={name: metadata.version(name) for name in names},
+    )
+
+
+def _worst(findings: list[Finding]) -> Finding:
+    order = [Verdict.BACKDOORED, Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE]
+    return min(findings, key=lambda f: order.index(f.verdict))
+
+
+def _evidence(detections: list[Detection]) -> list[Evidence]:
+    return [d.evidence for d in detections if d.evidence is not None]
+
+
+def _subject(planned: LoadPlan, weights: list[Weights]) -> Subject:
+    return Subject(
+        path=str(planned.path),
+        format=planned.format,
+        declared=planned.declared,
+        weights=weights,
+        sample_shape=planned.sample_shape,
+        prediction_type=planned.schedule_config.prediction_type,
+        schedule=planned.schedule_config.facts(),
+        network=dict(planned.network_config),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
