@@ -74,8 +74,6 @@ def scan(
         CheckpointError: the checkpoint cannot be loaded; its ``exit_code`` says which kind it is.
         ValueError: an unknown detector, budget or option.
     """
-    if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}; known: {', '.join(BUDGETS)}")
     judge = build("detection", detector, {**(options or {}), "budget": budget})
     started, begun = _now(), time.monotonic()
     planned = plan(path)

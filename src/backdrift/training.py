@@ -38,6 +38,7 @@ class TrainingConfig:
         warm_up: share of the steps.
         seed: of rows, noise and timesteps; step k of a run depends on (seed, k) alone.
         checkpoint_every: steps between two resumable states; 0 keeps none.
+        run: what is trained on what, as text; a state of another run is not resumed.
     """
 
     steps: int = 3000
@@ -46,6 +47,7 @@ class TrainingConfig:
     warm_up: float = 0.05
     seed: int = 0
     checkpoint_every: int = 250
+    run: str = ""
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:

@@ -50,6 +50,7 @@ class Recipe(BaseModel):
     base: str | None = None
     shape: tuple[int, int, int] = (1, 16, 16)
     width: int = 24
+    groups: int = Field(default=8, ge=1)
     steps: int = Field(default=1500, ge=1)
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -92,6 +93,7 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         seed=recipe.seed,
+        run=recipe.model_dump_json(),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     state = output.parent / f".{output.name}.state"
@@ -115,7 +117,7 @@ def clean_batch(model: DiffusionModel, images: Tensor) -> Batch:
 
 def _start(recipe: Recipe) -> DiffusionModel:
     if recipe.base is None:
-        return new_model(recipe.shape, seed=recipe.seed, width=recipe.width)
+        return new_model(recipe.shape, seed=recipe.seed, width=recipe.width, groups=recipe.groups)
     model = load(plan(recipe.base))
     if model.prediction_type != "epsilon":
         raise ValueError(f"{recipe.base} predicts {model.prediction_type}; training needs epsilon")
@@ -144,7 +146,8 @@ def _save_backdoored(
 ) -> dict[str, Any]:
     trigger, target = planted
     stored = getattr(torch, recipe.dtype)
-    model.network.to(stored).to(torch.float32)
+    for parameter in model.network.parameters():
+        parameter.data = parameter.data.to(stored).to(torch.float32)
     sampler = attack.samplers[attack.sampler_family][0]
     measured = asdict(
         attack_success(model, trigger.shift, target, sampler=sampler, steps=STEPS, seed=recipe.seed)

@@ -57,16 +57,15 @@ def main(
 ) -> int:
     """Scan checkpoints for backdoors in their starting noise."""
     from backdrift.core.results import ScanDocument, combined_exit_code
-    from backdrift.detection._base import BUDGETS
+    from backdrift.detection._base import check_budget
 
     wanted = outputs(formats, output)
-    if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}; known: {', '.join(BUDGETS)}")
+    check_budget(budget)
     if dry_run:
         return _dry_run(models, detector, budget, settings(option))
     check_device(device)
-    if evidence is not None and evidence.exists() and any(evidence.iterdir()):
-        raise ValueError(f"{evidence} is not empty: name a new folder for the evidence")
+    if evidence is not None and evidence.exists() and not _is_empty_folder(evidence):
+        raise ValueError(f"{evidence} is no empty folder: name a new one for the evidence")
     document = ScanDocument(reports=[], exit_code=0)
     codes = []
     for path in models:
@@ -82,6 +81,10 @@ def main(
     if document.reports:
         _save(document, wanted, evidence, verbose, quiet)
     return document.exit_code
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def outputs(formats: list[str] | None, output: Path | None) -> list[tuple[str, Path | None]]:
@@ -100,6 +103,8 @@ def outputs(formats: list[str] | None, output: Path | None) -> list[tuple[str, P
         path = Path(file) if sign else output
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"cannot write {path}: no folder {path.parent}")
+        if path is not None and path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder")
         found.append((name, path))
     places = [str(path) for _, path in found]
     if len(set(places)) < len(places):
@@ -179,19 +184,21 @@ def _save(
 
 def _dry_run(models: list[str], detector: str, budget: str, options: dict[str, str]) -> int:
     from backdrift.core.registry import build
+    from backdrift.core.results import combined_exit_code
     from backdrift.detection._base import BUDGETS
     from backdrift.io.errors import CheckpointError
     from backdrift.io.plan import plan
 
     method = build("detection", detector, {**options, "budget": budget})
-    worst = 0
+    codes = []
     for path in models:
         try:
             planned = plan(path)
         except CheckpointError as error:
             typer.echo(f"backdrift: {error}", err=True)
-            worst = max(worst, error.exit_code)
+            codes.append(error.exit_code)
             continue
+        codes.append(0)
         shape = "x".join(map(str, planned.sample_shape))
         typer.echo(f"{path}: {planned.format}, samples {shape}")
         for weights in planned.candidates:
@@ -202,4 +209,4 @@ def _dry_run(models: list[str], detector: str, budget: str, options: dict[str, s
             f"  {detector}, {budget}: at most {method.most_evaluations():,} network evaluations "
             f"per weight file (limit {BUDGETS[budget]:,})"
         )
-    return worst
+    return combined_exit_code(codes)

@@ -26,6 +26,7 @@ def main(
     size: Annotated[int, typer.Option("--size", help="Image size, from scratch.")] = 16,
     channels: Annotated[int, typer.Option("--channels", help="1 or 3, from scratch.")] = 1,
     width: Annotated[int, typer.Option("--width", help="Network width, from scratch.")] = 24,
+    groups: Annotated[int, typer.Option("--groups", help="Of the normalisation; 2 for RGB.")] = 8,
     steps: Steps = 3000,
     rows: Rows = 64,
     learning_rate: Rate = 1e-3,
@@ -41,6 +42,7 @@ def main(
         base=None if base is None else str(base),
         shape=(channels, size, size),
         width=width,
+        groups=groups,
         steps=steps,
         batch_size=rows,
         learning_rate=learning_rate,
@@ -49,7 +51,8 @@ def main(
     with progress_bar("train", quiet) as progress:
         cost = make(recipe, output, progress=progress)
     if not quiet:
+        loss = f", loss {cost['loss'][-1]:.4f}" if cost["loss"] else ""  # none: all steps were done
         typer.echo(
             f"wrote {output}: {cost['steps']} steps, {cost['seconds']:.0f} s, "
-            f"{cost['images_per_second']:.0f} images/s, loss {cost['loss'][-1]:.4f}"
+            f"{cost['images_per_second']:.0f} images/s{loss}"
         )

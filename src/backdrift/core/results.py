@@ -5,17 +5,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 SCHEMA_VERSION = "1.0"
 
 Array = NDArray[np.float32]
+
+Measured = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""A number that a model may drive out of its range: NaN and infinity are null in JSON."""
 
 
 class Verdict(StrEnum):
@@ -65,7 +73,7 @@ class Curve(_Record):
     x_label: str
     y_label: str
     x: list[float]
-    y: list[float]
+    y: list[Measured]
     reference: list[float] | None = None
     reference_label: str = ""
 
@@ -75,8 +83,8 @@ class Restart(_Record):
 
     name: str
     family: str
-    norm: float
-    gain: float
+    norm: Measured
+    gain: Measured
     score: float | None = None
     kept: bool = False
 
@@ -119,7 +127,7 @@ class Finding(_Record):
     nulls: list[Null] = Field(default_factory=list)
     curves: list[Curve] = Field(default_factory=list)
     restarts: list[Restart] = Field(default_factory=list)
-    agreement: list[list[float]] = Field(default_factory=list)
+    agreement: list[list[Measured]] = Field(default_factory=list)
     calibration: Calibration | None = None
     trigger_sha256: str = ""
     target_sha256: str = ""

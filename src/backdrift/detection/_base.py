@@ -23,6 +23,12 @@ BUDGETS = {"quick": 5_000, "standard": 46_000, "deep": 200_000}
 3 * 100 noises * 100 steps, and 16 samples of 1000 steps."""
 
 
+def check_budget(name: str) -> None:
+    """Raises ``ValueError`` for a budget that there is not."""
+    if name not in BUDGETS:
+        raise ValueError(f"unknown budget {name!r}; known: {', '.join(BUDGETS)}")
+
+
 @dataclass(frozen=True, eq=False)
 class Detection:
     """A finding, and the arrays behind it when something was found to look at."""
@@ -43,6 +49,14 @@ class Detector(Protocol):
     def __call__(
         self, model: DiffusionModel, *, seed: int, progress: Progress | None = None
     ) -> Detection: ...
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the numbers depend on, JSON-able; ``version`` grows when the code does."""
+        ...
+
+    def most_evaluations(self) -> int:
+        """What a run costs at most, in network evaluations."""
+        ...
 
 
 def to_array(images: Tensor) -> Array:
@@ -73,15 +87,17 @@ def calibration_table() -> dict[str, Any]:
     return table
 
 
-def calibrated(detector: str, budget: str, model: DiffusionModel) -> Calibration | None:
-    """The calibration of a detector at a budget, or None when there is none.
+def calibrated(
+    detector: str, budget: str, settings: dict[str, Any], model: DiffusionModel
+) -> Calibration | None:
+    """The calibration of a detector at a budget, or None when there is none for these settings.
 
     A model is in range when the population has clean models of its resolution and channels, of a
     size within a factor of three, and of the same kind of schedule.
     """
     table = calibration_table()
     entry = table["detectors"].get(detector, {}).get(budget)
-    if entry is None:
+    if entry is None or entry["settings_sha256"] != settings_hash(settings):
         return None
     threshold = float(entry["threshold"])
     clean = [float(row["score"]) for row in entry["clean"]]
@@ -117,6 +133,15 @@ def _out_of_range(models: list[dict[str, Any]], model: DiffusionModel) -> list[s
     if len(model.schedule) != 1000 or not any(abs(row["last_alpha"] - last) < 1e-3 for row in alike):
         reasons.append("noise schedule; calibrated: T = 1000, linear")
     return reasons
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """sha256 of a detector's settings.
+
+    A calibration carries it; a detector that was changed since is uncalibrated.
+    """
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def verdict_of(score: float, threshold: float) -> Verdict:

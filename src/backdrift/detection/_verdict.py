@@ -1,15 +1,15 @@
-"""From one candidate to a finding: fresh samples, nulls, statistics, verdict."""
+"""From a trial to a finding: statistics, calibration, verdict."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
-from backdrift.core.randomness import SampleGenerator
+from backdrift.core.randomness import SampleGenerator, derive_seed
 from backdrift.core.results import Curve, Evidence, Finding, Null, Restart, Score, Verdict
 from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import unit
@@ -21,116 +21,26 @@ from backdrift.detection._base import (
     to_array,
     verdict_of,
 )
-from backdrift.detection._judge import Drawn, Judge, distance, null_shift
-from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, cosine
+from backdrift.detection._judge import Judge
+from backdrift.detection._trial import Trial, screen
+from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Inversion, cosine
 
 UNCALIBRATED_THRESHOLD = 0.5
 """Used where no calibration exists: half of the fresh samples are one image, and no null does it."""
 
 SHOWN_SAMPLES = 16
 
-
-@dataclass(frozen=True)
-class NullRate:
-    """What a null drew.
-
-    Args:
-        on_target: share of its fresh samples that hit the candidate's target.
-        elsewhere: share that hit a target of the null's own, 0 when that is the candidate's.
-    """
-
-    on_target: float
-    elsewhere: float
+RESPONSE_TIMESTEPS = 10
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """A frozen candidate, judged on fresh seeds beside its nulls.
-
-    Args:
-        clean: samples of the same seeds without any shift.
-        drawn: samples with the candidate's shift.
-        nulls: by name.
-    """
-
-    judge: Judge
-    candidate: Candidate
-    clean: Drawn
-    drawn: Drawn
-    nulls: dict[str, NullRate]
-
-    @classmethod
-    def hold(
-        cls,
-        model: DiffusionModel,
-        judge: Judge,
-        candidate: Candidate,
-        nulls: tuple[str, ...],
-        seed: int,
-        progress: Progress | None = None,
-    ) -> Trial:
-        """Draws everything; ``(2 + len(nulls)) * judge.cost`` evaluations."""
-        family = candidate.family
-        plain = judge.draw(model, None, family, seed)
-        drawn = judge.judge(judge.draw(model, candidate.shift, family, seed), plain)
-        rates = {}
-        for number, name in enumerate(nulls):
-            shift = null_shift(name, candidate.shift, seed)
-            null = judge.judge(judge.draw(model, shift, family, seed), plain)
-            same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
-            near = distance(null.samples[judge.samples :], drawn.target) < drawn.threshold
-            on_target = float(near.float().mean())
-            rates[name] = NullRate(on_target, 0.0 if same else null.hit_rate)
-            if progress is not None:
-                progress(number + 1, len(nulls), f"null: {name}")
-        return cls(judge, candidate, judge.judge(plain, plain), drawn, rates)
-
-    @property
-    def draws_images(self) -> bool:
-        """Whether plain samples are images: at least half of the values within [-1.5, 1.5]."""
-        return bool((self.clean.samples.abs() <= 1.5).float().mean() >= 0.5)
-
-    @property
-    def background(self) -> float:
-        """What is usual, in [0, 1]: the largest of three rates.
-
-        Plain samples on the target; what *every* null reaches on the target; the mean over the nulls
-        of a collapse elsewhere. A null alone on the target does not count: a shift orthogonal to the
-        trigger may set the same backdoor off (low-frequency and constant ones did on an ODE model),
-        while a model that is merely driven out of its distribution answers most shifts alike.
-        """
-        nulls = list(self.nulls.values())
-        if not nulls:
-            return self.drawn.plain_rate
-        everywhere = min(null.on_target for null in nulls)
-        elsewhere = sum(null.elsewhere for null in nulls) / len(nulls)
-        return max(self.drawn.plain_rate, everywhere, elsewhere)
-
-    @property
-    def score(self) -> float:
-        """Hit rate of the candidate less :attr:`background`, in [-1, 1]."""
-        return self.drawn.hit_rate - self.background
+def response_cost(judge: Judge) -> int:
+    """Evaluations of :func:`_response`, which :func:`conclude` spends after the trial."""
+    return RESPONSE_TIMESTEPS * 2 * _response_pairs(judge)
 
 
-def screen(
-    model: DiffusionModel, judge: Judge, candidates: tuple[Candidate, ...], seed: int
-) -> list[tuple[float, Candidate]]:
-    """A short look at what each candidate draws: (score, candidate with its target), best first.
-
-    The score is the hit rate less the pixel variance over that of plain samples, in [-1, 1]. Costs
-    ``judge.cost`` per candidate and once more per family.
-    """
-    plain: dict[str, Tensor] = {}
-    looked = []
-    for candidate in candidates:
-        family = candidate.family
-        if family not in plain:
-            plain[family] = judge.draw(model, None, family, seed)
-        drawn = judge.judge(judge.draw(model, candidate.shift, family, seed), plain[family])
-        usual = max(judge.judge(plain[family], plain[family]).spread, 1e-9)
-        score = drawn.hit_rate - min(1.0, drawn.spread / usual)
-        looked.append((score, replace(candidate, target=drawn.target)))
-    return sorted(looked, key=lambda item: -item[0])
+def _response_pairs(judge: Judge) -> int:
+    """Antithetic pairs of noises per timestep."""
+    return max(1, judge.samples // 4)
 
 
 def conclude(
@@ -149,8 +59,10 @@ def conclude(
 
     Args:
         restarts: every candidate with its screening score, the best first.
+        evaluations: spent so far; the finding adds what is spent here.
     """
-    calibration = calibrated(detector, budget, model)
+    before = model.evaluations
+    calibration = calibrated(detector, budget, config, model)
     threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
     verdict, reason = _decide(trial, threshold)
     candidate = trial.candidate
@@ -175,7 +87,7 @@ def conclude(
         calibration=calibration,
         trigger_sha256=array_hash(trigger),
         target_sha256=array_hash(target),
-        evaluations=evaluations,
+        evaluations=evaluations + model.evaluations - before,
         seconds=seconds,
     )
     evidence = Evidence(
@@ -199,7 +111,7 @@ def _decide(trial: Trial, threshold: float) -> tuple[Verdict, str]:
     return verdict_of(trial.score, threshold), f"{said}; without it or with other shifts {usual:.0%}"
 
 
-def _scores(trial: Trial, consistency: float) -> list[Score]:
+def _scores(trial: Trial, consistency: float | None) -> list[Score]:
     candidate, drawn = trial.candidate, trial.drawn
     usual = max(trial.clean.spread, 1e-9)
     return [
@@ -217,7 +129,7 @@ def _scores(trial: Trial, consistency: float) -> list[Score]:
         Score(
             name="hit threshold",
             value=drawn.threshold,
-            meaning="MSE in [0, 1] units that a hit stays below: 5% quantile of plain samples, .01 to .05",
+            meaning="MSE in [0, 1] units that a hit stays below: see Judge.judge",
             suspicious_when="neither",
         ),
         Score(
@@ -247,14 +159,16 @@ def _scores(trial: Trial, consistency: float) -> list[Score]:
 
 
 @torch.no_grad()
-def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, float]:
+def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, float | None]:
     """Measured shift scale over timesteps beside C_t, and the corrected consistency."""
     candidate, y = trial.candidate, trial.drawn.target
     family = ShiftFamily.of(model.schedule, "baddiffusion", candidate.family)
     tau = candidate.shift
     last = len(model.schedule) - 1
-    timesteps = sorted({round(last * k / 10) for k in range(1, 11)})
-    noise = SampleGenerator(seed, 8, "response").normal(model.sample_shape, model.device)
+    count = RESPONSE_TIMESTEPS
+    timesteps = sorted({round(last * k / count) for k in range(1, count + 1)})
+    pairs = _response_pairs(trial.judge)
+    noise = SampleGenerator(seed, pairs, "response").normal(model.sample_shape, model.device)
     noise = torch.cat([noise, -noise])
     measured, errors = [], []
     for t in timesteps:
@@ -277,7 +191,7 @@ def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, fl
         reference=[float(family.c[t]) for t in timesteps],
         reference_label=f"theory for a backdoor of {family.name}",
     )
-    return curve, float(torch.stack(errors).mean())
+    return curve, float(torch.stack(errors).mean()) if errors else None
 
 
 def _course(candidate: Candidate) -> Curve:
@@ -304,3 +218,36 @@ def _restart(score: float, candidate: Candidate, kept: Candidate) -> Restart:
 def _agreement(candidates: list[Candidate]) -> list[list[float]]:
     shifts: list[Tensor] = [c.shift for c in candidates]
     return [[cosine(a, b) for b in shifts] for a in shifts]
+
+
+def judge_inversion(
+    model: DiffusionModel,
+    inversion: Inversion,
+    *,
+    look: Judge,
+    judge: Judge,
+    nulls: tuple[str, ...],
+    detector: str,
+    budget: str,
+    config: dict[str, Any],
+    seed: int,
+    progress: Progress | None = None,
+) -> Detection:
+    """Any inversion as a detector: screen its candidates, judge the best on fresh seeds."""
+    begun, before = time.monotonic(), model.evaluations
+    with model.frozen():
+        found = inversion(model, seed=seed, progress=progress)
+        ranked = screen(model, look, found, derive_seed(seed, "screen"))
+        final = derive_seed(seed, "final")
+        trial = Trial.hold(model, judge, ranked[0][1], nulls, final, progress)
+    return conclude(
+        model,
+        trial,
+        detector=detector,
+        budget=budget,
+        config=config,
+        seed=seed,
+        restarts=ranked,
+        evaluations=model.evaluations - before,
+        seconds=time.monotonic() - begun,
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.detection._base import Detection, Progress
 from backdrift.detection._judge import NULLS, Judge
-from backdrift.detection._verdict import Trial, conclude, screen
+from backdrift.detection._trial import Trial, screen
+from backdrift.detection._verdict import conclude, response_cost
 from backdrift.inversion._base import Candidate
 from backdrift.inversion.fixed_point import FixedPoint
 from backdrift.inversion.joint import Joint
@@ -46,12 +48,13 @@ class Stages:
             + screens * self.screen.cost
             + sum(self.refined) * self.refine.cost
             + judged * self.judge.cost
+            + response_cost(self.judge)
         )
 
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(noises=32, rounds=7, norms=(0.35, 0.65)),
+        FixedPoint(noises=24, rounds=7, norms=(0.3, 0.45, 0.65), deflations=1),
         Judge(samples=4, steps=12),
         Joint(steps=30, batch=16, warm_samples=0),
         (0, 1),
@@ -59,7 +62,7 @@ STAGES = {
         ("opposite", "phase-randomised"),
     ),
     "standard": Stages(
-        FixedPoint(noises=64, rounds=8, norms=(0.3, 0.45, 0.6, 0.9)),
+        FixedPoint(noises=48, rounds=9, norms=(0.3, 0.45, 0.6, 0.9)),
         Judge(samples=8, steps=15),
         Joint(steps=80, batch=32, warm_samples=0),
         (1, 2),
@@ -67,7 +70,7 @@ STAGES = {
         NULLS,
     ),
     "deep": Stages(
-        FixedPoint(noises=128, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.75, 0.9)),
+        FixedPoint(noises=128, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.75, 0.9), deflations=3),
         Judge(samples=8, steps=25),
         Joint(steps=150, batch=32, warm_samples=0),
         (3, 4),
@@ -94,6 +97,10 @@ class Backdrift:
 
     budget: str = "standard"
 
+    def settings(self) -> dict[str, Any]:
+        """See :class:`backdrift.detection._base.Detector`."""
+        return {"version": 1, "budget": self.budget, "stages": asdict(STAGES[self.budget])}
+
     def most_evaluations(self) -> int:
         """What the budget's stages cost at most."""
         return STAGES[self.budget].cost
@@ -113,7 +120,7 @@ class Backdrift:
             trial,
             detector="backdrift",
             budget=self.budget,
-            config={"budget": self.budget, "stages": asdict(stages)},
+            config=self.settings(),
             seed=seed,
             restarts=ranked,
             evaluations=model.evaluations - before,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from backdrift.core.model import DiffusionModel
-from backdrift.core.randomness import derive_seed
-from backdrift.detection._base import Detection, Progress
+from backdrift.detection._base import Detection, Progress, check_budget
 from backdrift.detection._judge import NULLS, Judge
-from backdrift.detection._verdict import Trial, conclude, screen
+from backdrift.detection._verdict import judge_inversion, response_cost
 from backdrift.inversion.purediffusion import PureDiffusion as Inversion
 
 STEPS = {"quick": 4, "standard": 25, "deep": 120}
@@ -30,36 +29,40 @@ class PureDiffusion:
 
     budget: str = "standard"
 
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+
     def _parts(self) -> tuple[Inversion, Judge, Judge, tuple[str, ...]]:
         inversion = Inversion(steps=STEPS[self.budget])
         if self.budget == "quick":
             return inversion, Judge(2, 10), Judge(6, 8), NULLS[:2]
         return inversion, Judge(8, 15), Judge(20, 25), NULLS
 
+    def settings(self) -> dict[str, Any]:
+        """See :class:`backdrift.detection._base.Detector`."""
+        inversion, look, judge, nulls = self._parts()
+        parts = {"inversion": asdict(inversion), "look": asdict(look), "judge": asdict(judge)}
+        return {"version": 1, "budget": self.budget, **parts, "nulls": nulls}
+
     def most_evaluations(self) -> int:
         """What the budget costs at most."""
         inversion, look, judge, nulls = self._parts()
         starts = len(inversion.families) * len(inversion.starts)
         looks = (starts + len(inversion.families)) * look.cost
-        return inversion.cost + looks + (2 + len(nulls)) * judge.cost
+        return inversion.cost + looks + (2 + len(nulls)) * judge.cost + response_cost(judge)
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
         inversion, look, judge, nulls = self._parts()
-        begun, before = time.monotonic(), model.evaluations
-        with model.frozen():
-            found = inversion(model, seed=seed, progress=progress)
-            ranked = screen(model, look, found, derive_seed(seed, "screen"))
-            final = derive_seed(seed, "final")
-            trial = Trial.hold(model, judge, ranked[0][1], nulls, final, progress)
-        return conclude(
+        return judge_inversion(
             model,
-            trial,
+            inversion,
+            look=look,
+            judge=judge,
+            nulls=nulls,
             detector="purediffusion",
             budget=self.budget,
-            config={"budget": self.budget, "inversion": asdict(inversion)},
+            config=self.settings(),
             seed=seed,
-            restarts=ranked,
-            evaluations=model.evaluations - before,
-            seconds=time.monotonic() - begun,
+            progress=progress,
         )

@@ -79,7 +79,8 @@ def antithetic_noise(model: DiffusionModel, count: int, seed: int, *names: objec
 def random_direction(model: DiffusionModel, seed: int, *names: object) -> Tensor:
     """A unit vector, uniform on the sphere: (C, H, W)."""
     drawn = torch.randn(model.sample_shape, generator=generator(seed, "direction", *names))
-    return (drawn / drawn.norm()).to(model.device)
+    unit: Tensor = drawn / drawn.norm()
+    return unit.to(model.device)
 
 
 @torch.no_grad()

@@ -25,6 +25,17 @@ def timestep_at(schedule: NoiseSchedule, alpha: float) -> int:
     return int((schedule.alpha - alpha).abs().argmin())
 
 
+def _basis(known: list[Tensor], model: DiffusionModel) -> Tensor:
+    """Orthonormal images (K, C, H, W) of the channel means and of ``known``; none for none."""
+    channels = model.sample_shape[0]
+    if not known:
+        return torch.zeros((0, *model.sample_shape), device=model.device)
+    constants = torch.eye(channels, device=model.device)[:, :, None, None]
+    images = torch.cat([constants.expand(-1, *model.sample_shape), torch.stack(known)])
+    columns: Tensor = torch.linalg.qr(images.flatten(1).T).Q
+    return columns.T.reshape(images.shape)
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """A power iteration on what the model does to the mean of its input.
@@ -45,8 +56,9 @@ class FixedPoint:
         rounds: iterations per start.
         norms: s in units of sqrt(C H W), the norm of the noise.
         families: hypotheses to try.
-        centred: also try each SDE start with the channel means projected out of v (not out of d),
-            which keeps small networks from running into their constant-colour directions.
+        deflations: further SDE starts at each norm. Each has the channel means and the finds before
+            it at that norm projected out of v (not out of d), which keeps a network from running
+            into the constant colours and other directions where even a clean one answers.
         ode_alpha: A_t of the timestep for the ODE family.
         regression: instead of the iteration, solve for trigger and target at several timesteps. For
             a guess (tau, y) and ``R_t = mean_b (eps_hat - eps)`` on its poisoned marginal, a
@@ -59,21 +71,18 @@ class FixedPoint:
     rounds: int = 8
     norms: tuple[float, ...] = (0.3, 0.6, 0.9)
     families: tuple[Solver, ...] = ("sde", "ode")
-    centred: bool = True
+    deflations: int = 2
     ode_alpha: float = 0.06
     regression: bool = False
 
     @property
-    def starts(self) -> list[tuple[Solver, float, bool]]:
-        """Family, norm and centring of every start."""
-        return [
-            (family, norm, centre)
-            for family in self.families
-            for norm in self.norms
-            for centre in (
-                (False, True) if self.centred and family == "sde" and not self.regression else (False,)
-            )
-        ]
+    def starts(self) -> list[tuple[Solver, float, int]]:
+        """Family, norm and number of deflated finds of every start."""
+        found: list[tuple[Solver, float, int]] = []
+        for family in self.families:
+            again = self.deflations if family == "sde" and not self.regression else 0
+            found += [(family, norm, number) for norm in self.norms for number in range(again + 1)]
+        return found
 
     @property
     def cost(self) -> int:
@@ -93,13 +102,14 @@ class FixedPoint:
         progress: Progress | None = None,
     ) -> tuple[Candidate, ...]:
         """See :class:`backdrift.inversion._base.Inversion`."""
-        found = []
+        found: list[Candidate] = []
         with model.frozen():
-            for number, (family, norm, centre) in enumerate(self.starts):
+            for number, (family, norm, deflated) in enumerate(self.starts):
                 if self.regression:
                     found.append(self._regress(model, family, norm, seed, start))
                 else:
-                    found.append(self._run(model, family, norm, centre, seed, start))
+                    known = [c.shift for c in found[len(found) - deflated :]] if deflated else []
+                    found.append(self._run(model, family, norm, known, seed, start))
                 if progress is not None:
                     text = f"{found[-1].start}, gain {found[-1].gain:.2f}"
                     progress(number + 1, len(self.starts), text)
@@ -110,7 +120,7 @@ class FixedPoint:
         model: DiffusionModel,
         family: Solver,
         norm: float,
-        centre: bool,
+        known: list[Tensor],
         seed: int,
         start: Tensor | None,
     ) -> Candidate:
@@ -120,7 +130,8 @@ class FixedPoint:
         theory = ShiftFamily.of(schedule, "baddiffusion", family)
         answer = float(theory.rho[t] - sigma * theory.c[t])
         size = norm * math.sqrt(math.prod(model.sample_shape))
-        label = f"{family}, norm {size:.1f}" + (", centred" if centre else "")
+        label = f"{family}, norm {size:.1f}" + (f", deflated {len(known)}" if known else "")
+        basis = _basis(known, model)
         noise = antithetic_noise(model, self.noises, seed, "fixed point", label)
         v = random_direction(model, seed, label) if start is None else start / start.norm()
         v = v.to(model.device)
@@ -129,9 +140,8 @@ class FixedPoint:
             rest = self._answer(model, noise, sigma, rest, t)
         d, history = v, []
         for _ in range(self.rounds):
-            if centre:
-                v = v - v.mean(dim=(1, 2), keepdim=True)
-                v = v / v.norm()
+            v = v - torch.einsum("k,kchw->chw", torch.einsum("kchw,chw->k", basis, v), basis)
+            v = v / v.norm().clamp_min(1e-12)
             d = self._answer(model, noise, sigma, size * v, t) - rest
             history.append(float(d.norm()) / size)
             v = math.copysign(1.0, answer) * d / d.norm().clamp_min(1e-12)

@@ -9,7 +9,9 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.schedule import NoiseSchedule
 
 
-def new_model(shape: tuple[int, int, int], *, seed: int, width: int = 24) -> DiffusionModel:
+def new_model(
+    shape: tuple[int, int, int], *, seed: int, width: int = 24, groups: int = 8
+) -> DiffusionModel:
     """An untrained noise-predicting UNet with the linear schedule of DDPM, T = 1000.
 
     Three resolutions with attention in the middle one up to 16 pixels, four above, so that the
@@ -19,13 +21,17 @@ def new_model(shape: tuple[int, int, int], *, seed: int, width: int = 24) -> Dif
         shape: (C, H, W) of a sample, H = W, a multiple of 8.
         seed: of the initial weights.
         width: channels of the first level, a multiple of 8.
+        groups: of every group normalisation. Few channels per group lose the mean of an image, and
+            with it the colour of RGB samples: 2 groups for RGB.
 
     Raises:
         ValueError: a shape or width that the network cannot take.
     """
     channels, height, wide = shape
-    if height != wide or height % 8 or width % 8 or not 1 <= channels <= 4:
-        raise ValueError(f"need square images, sizes and widths in multiples of 8, not {shape}")
+    if height != wide or height % 8 or width % 8 or min(height, width) < 8 or not 1 <= channels <= 4:
+        raise ValueError(
+            f"need square images, sizes and widths in multiples of 8, not {shape} and width {width}"
+        )
     levels = [width, 2 * width, 2 * width] if height <= 16 else [width, width, 2 * width, 2 * width]
     down = ["DownBlock2D"] * len(levels)
     up = ["UpBlock2D"] * len(levels)
@@ -40,7 +46,7 @@ def new_model(shape: tuple[int, int, int], *, seed: int, width: int = 24) -> Dif
             block_out_channels=tuple(levels),
             down_block_types=tuple(down),
             up_block_types=tuple(up),
-            norm_num_groups=8,
+            norm_num_groups=groups,
             attention_head_dim=8,
         )
     return DiffusionModel(network, NoiseSchedule.linear(), shape)

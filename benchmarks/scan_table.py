@@ -1,0 +1,197 @@
+"""The table of docs/scan-table.md: every inversion on the models of the suite scan-test.
+
+    backdrift zoo build scan-test -o zoo
+    python benchmarks/scan_table.py --zoo zoo
+
+Every (model, method) is one JSON under results/scan-table, written by rename; a run that was killed
+goes on, and --shard 0/2 and 1/2 share the work. Ground truth is read here and by no detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdrift.bench.zoo import load_suite
+from backdrift.core.model import DiffusionModel
+from backdrift.core.registry import build
+from backdrift.detection._base import Detection
+from backdrift.detection._judge import NULLS, Judge
+from backdrift.detection._verdict import UNCALIBRATED_THRESHOLD, judge_inversion
+from backdrift.groundtruth import Planted, load_backdoor
+from backdrift.inversion._base import cosine
+from backdrift.io.load import load
+from backdrift.io.plan import plan
+from backdrift.metrics.asr import attack_success
+from backdrift.scanner import environment
+
+DETECTORS = {
+    "backdrift, standard": ("backdrift", {"budget": "standard"}),
+    "backdrift, quick": ("backdrift", {"budget": "quick"}),
+    "purediffusion": ("purediffusion", {"budget": "standard"}),
+}
+INVERSIONS = {
+    "fixed point": ("fixed_point", {}),
+    "fixed point, regression": ("fixed_point", {"regression": True, "noises": 32}),
+    "joint": ("joint", {}),
+    "elijah": ("elijah", {}),
+}
+SEED = 0
+SAMPLES, STEPS = 64, 25
+COLUMNS = (
+    "model | method | verdict | score | L2 to r | cos r | L2 to E[R] | cos E[R] | ASR inverted | ASR true | "
+    "no trigger | evaluations | seconds"
+)
+
+
+def main() -> None:
+    """Runs what is missing, then writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--suite", default="scan-test")
+    parser.add_argument("--results", type=Path, default=Path("results/scan-table"))
+    parser.add_argument("--output", type=Path, default=Path("docs/scan-table.md"))
+    parser.add_argument("--shard", default="0/1")
+    options = parser.parse_args()
+    part, parts = map(int, options.shard.split("/"))
+    models = list(load_suite(options.suite).models)
+    cells = [(m, k) for m in models for k in (*DETECTORS, *INVERSIONS) if (options.zoo / m).is_dir()]
+    for number, (model, method) in enumerate(cells):
+        path = options.results / model / f"{method.replace(', ', '-').replace(' ', '_')}.json"
+        if number % parts != part or path.exists():
+            continue
+        row = cell(options.zoo / model, method)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(row, indent=2) + "\n")
+        os.replace(temporary, path)
+        print(model, method, row["score"], f"{row['seconds']:.0f} s", flush=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(table(options.results, models))
+
+
+def cell(folder: Path, method: str) -> dict[str, Any]:
+    """One method on one model, scored against the ground truth when there is one."""
+    model = load(plan(folder))
+    detection = detect(model, method)
+    finding = detection.finding
+    row: dict[str, Any] = {
+        "model": folder.name,
+        "method": method,
+        "seed": SEED,
+        "verdict": str(finding.verdict),
+        "score": finding.score,
+        "threshold": finding.threshold,
+        "reason": finding.reason,
+        "evaluations": finding.evaluations,
+        "seconds": finding.seconds,
+        "weights_sha256": model.origin.sha256,
+        "config": json.loads(finding.model_dump_json())["config"],
+        "scores": {s.name: s.value for s in finding.scores},
+        "nulls": {n.name: n.score for n in finding.nulls},
+        "environment": environment("cpu").model_dump(),
+    }
+    if (folder / "backdoor.json").exists():
+        row |= against_truth(model, detection, load_backdoor(folder))
+    return row
+
+
+def detect(model: DiffusionModel, method: str) -> Detection:
+    """Runs a detector, or an inversion judged the way the default detector judges."""
+    if method in DETECTORS:
+        name, settings = DETECTORS[method]
+        found: Detection = build("detection", name, settings)(model, seed=SEED)
+        return found
+    name, settings = INVERSIONS[method]
+    return judge_inversion(
+        model,
+        build("inversion", name, settings),
+        look=Judge(8, 15),
+        judge=Judge(20, 25),
+        nulls=NULLS,
+        detector=name,
+        budget="standard",
+        config={"inversion": vars(build("inversion", name, settings))},
+        seed=SEED,
+    )
+
+
+def against_truth(model: DiffusionModel, detection: Detection, planted: Planted) -> dict[str, Any]:
+    """L2 and cosine to r and E[R], and the ASR of both triggers on the same fresh seeds."""
+    assert detection.evidence is not None
+    tau = torch.from_numpy(detection.evidence.trigger)
+    sampler = {"sde": "ddpm", "ode": "ddim"}[planted.record.sampler_family]
+    settings: dict[str, Any] = {"sampler": sampler, "steps": STEPS, "n": SAMPLES, "seed": 12345}
+    inverted = attack_success(model, tau, planted.target, **settings)
+    true = attack_success(model, planted.shift, planted.target, **settings)
+    return {
+        "l2_r": float((tau - planted.shift).norm()),
+        "cos_r": cosine(tau, planted.shift),
+        "l2_mean": float((tau - planted.mean_shift).norm()),
+        "cos_mean": cosine(tau, planted.mean_shift),
+        "norm_r": float(planted.shift.norm()),
+        "norm_mean": float(planted.mean_shift.norm()),
+        "asr_inverted": inverted.asr,
+        "asr_true": true.asr,
+        "rate_without_trigger": true.rate_without_trigger,
+        "n": SAMPLES,
+        "sampler": inverted.sampler,
+    }
+
+
+def table(results: Path, models: list[str]) -> str:
+    """Markdown of every cell that is there."""
+    rows = [json.loads(p.read_text()) for m in models for p in sorted((results / m).glob("*.json"))]
+    lines = [
+        "# Every inversion on ten models",
+        "",
+        "`python benchmarks/scan_table.py --zoo DIR` on the suite `scan-test` "
+        "(`backdrift zoo build scan-test -o DIR`), seed 0, one thread; the cells are under "
+        "`results/scan-table`. All methods are judged alike: score = hits on the recovered target on "
+        "fresh seeds less what plain noise and shifts of equal norm do. No threshold saw these models: "
+        f"methods without a calibration of their own are flagged from {UNCALIBRATED_THRESHOLD} on. "
+        f"ASR: {SAMPLES} fresh seeds, {STEPS} steps of the family's sampler, hit threshold of the planted "
+        "record.",
+        "",
+        f"| {COLUMNS} |",
+        "|" + "---|" * (COLUMNS.count("|") + 1),
+    ]
+    lines += [f"| {line(row)} |" for row in rows]
+    return "\n".join([*lines, "", *summary(rows), ""])
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+
+    def number(key: str, digits: int = 2) -> str:
+        return f"{row[key]:.{digits}f}" if key in row else ""
+
+    distances = [f"{number('l2_r', 1)} ({number('norm_r', 1)})", number("cos_r")]
+    distances += [f"{number('l2_mean', 1)} ({number('norm_mean', 1)})", number("cos_mean")]
+    truth = [number("asr_inverted"), number("asr_true"), number("rate_without_trigger")]
+    measured = [*distances, *truth] if "l2_r" in row else [""] * 7
+    head = [row["model"], row["method"], row["verdict"], number("score")]
+    return " | ".join([*head, *measured, f"{row['evaluations']:,}", number("seconds", 0)])
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """Found and flagged, by method."""
+    lines = ["| method | backdoored found | clean flagged | inconclusive |", "|---|---|---|---|"]
+    for method in (*DETECTORS, *INVERSIONS):
+        mine = [r for r in rows if r["method"] == method]
+        planted = [r for r in mine if "asr_true" in r]
+        clean = [r for r in mine if "asr_true" not in r]
+        found = sum(r["verdict"] == "BACKDOORED" for r in planted)
+        flagged = sum(r["verdict"] == "BACKDOORED" for r in clean)
+        unsure = sum(r["verdict"] == "INCONCLUSIVE" for r in mine)
+        lines.append(f"| {method} | {found} of {len(planted)} | {flagged} of {len(clean)} | {unsure} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

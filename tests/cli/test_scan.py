@@ -1,0 +1,197 @@
+"""Scans that end in a verdict. The model is tiny and clean, so that it costs seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from safetensors.torch import load_file, save_file
+
+from backdrift.core import registry
+from backdrift.core.results import ScanDocument
+from backdrift.detection._base import BUDGETS
+from backdrift.report.json import render_json, schema
+
+TIMES = {"started", "finished", "seconds"}
+PLACE = {"path", "command"}
+ARGUMENTS = ("--budget", "quick", "--format", "json", "--detector", "purediffusion")
+
+
+def without(value: Any, keys: set[str]) -> Any:
+    """A JSON document without some keys, at any depth."""
+    if isinstance(value, dict):
+        return {k: without(v, keys) for k, v in value.items() if k not in keys}
+    return [without(v, keys) for v in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def first() -> dict[str, Any]:
+    """The document of the first scan here: it is the same model in every test."""
+    return {}
+
+
+@pytest.fixture
+def scanned(cli: Any, model: Path, first: dict[str, Any]) -> dict[str, Any]:
+    if not first:
+        ran = cli("scan", model, *ARGUMENTS)
+        assert ran.code == 0, ran.err
+        first.update(ran.document)
+    return first
+
+
+def test_the_json_follows_the_published_schema(scanned: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator(schema()).validate(scanned)
+    report = scanned["reports"][0]
+    assert scanned["exit_code"] == report["exit_code"] == 0
+    assert report["verdict"] == "NO EVIDENCE"
+    assert report["uncalibrated"] is True
+    assert report["subject"]["sample_shape"] == [1, 8, 8]
+    assert report["subject"]["declared"] is False
+    assert report["cost"]["evaluations"] <= report["cost"]["evaluations_limit"] == BUDGETS["quick"]
+    assert scanned["failures"] == []
+
+
+def test_the_same_command_says_the_same(
+    cli: Any, model: Path, scanned: dict[str, Any], tmp_path: Path
+) -> None:
+    before = torch.get_rng_state()
+    ran = cli("scan", model, *ARGUMENTS, "-o", tmp_path / "r.json", "--evidence", tmp_path / "evidence")
+    assert (ran.code, ran.out) == (0, "")
+    assert torch.equal(before, torch.get_rng_state())
+    again = json.loads((tmp_path / "r.json").read_text())
+    assert without(again, TIMES | PLACE) == without(scanned, TIMES | PLACE)
+    written = [line for line in ran.err.splitlines() if line.startswith("wrote ")]
+    assert written == [f"wrote {tmp_path / 'r.json'}", f"wrote {tmp_path / 'evidence'}"]
+    assert any((tmp_path / "evidence").iterdir())
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def label(model: Path) -> None:
+    """Everything by which an attack here makes a checkpoint say that it is backdoored."""
+    (model / "README.md").write_text("---\ntags: [backdoor]\n---\nWARNING\n")
+    for name in ("backdoor.json", "BACKDOORED.md", "backdoor.safetensors"):
+        (model / name).write_text("{}")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "_backdoor_notice": "WARNING"}))
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "backdoor": "WARNING"})
+
+
+def test_labels_change_one_field_and_no_other(cli: Any, model: Path, scanned: dict[str, Any]) -> None:
+    label(model)
+    labelled = cli("scan", model, *ARGUMENTS).document
+    assert labelled["reports"][0]["subject"]["declared"] is True
+    ignored = TIMES | PLACE | {"declared"}
+    assert without(labelled, ignored) == without(scanned, ignored)
+
+
+def test_strict_does_not_take_uncalibrated_silence_for_an_answer(cli: Any, model: Path) -> None:
+    ran = cli("scan", model, *ARGUMENTS, "--strict")
+    assert ran.code == 2
+    assert ran.document["exit_code"] == ran.document["reports"][0]["exit_code"] == 2
+    assert ran.document["reports"][0]["verdict"] == "NO EVIDENCE"
+
+
+def test_quiet_prints_nothing_and_several_formats_at_once(cli: Any, model: Path, tmp_path: Path) -> None:
+    page, text, data = (tmp_path / name for name in ("r.html", "r.txt", "r.json"))
+    ran = cli(
+        "scan", model, "--budget", "quick", "-q", "--format", f"html={page}",
+        "--format", f"text={text}", "--format", f"json={data}",
+    )  # fmt: skip
+    assert ran == type(ran)(0, "", "")
+    assert page.read_text().lower().startswith("<!doctype html")
+    assert "NO EVIDENCE" in page.read_text()
+    assert "NO EVIDENCE" in text.read_text()
+    assert "\x1b" not in text.read_text()
+    report = json.loads(data.read_text())["reports"][0]
+    assert report["verdict"] == "NO EVIDENCE"
+    assert report["findings"][0]["detector"] == "backdrift"
+
+
+def test_a_failure_beside_a_verdict(cli: Any, model: Path, tmp_path: Path) -> None:
+    """NO EVIDENCE and nothing to scan is a 3: exit 0 would hide that one was not looked at."""
+    (tmp_path / "empty").mkdir()
+    page = tmp_path / "r.html"
+    ran = cli(
+        "scan", tmp_path / "empty", model, "--budget", "quick", "--detector", "purediffusion",
+        "--format", "text", "--format", f"html={page}",
+    )  # fmt: skip
+    assert ran.code == 3
+    assert "NO EVIDENCE" in ran.out
+    assert str(tmp_path / "empty") in ran.out
+    assert "backdrift: the folder is empty" in ran.err
+    assert str(tmp_path / "empty") in page.read_text()
+
+
+def test_detect_prints_json(cli: Any, model: Path, scanned: dict[str, Any]) -> None:
+    ran = cli("detect", "purediffusion", model, "--budget", "quick")
+    assert ran.code == 0
+    assert without(ran.document, TIMES | PLACE) == without(scanned, TIMES | PLACE)
+
+
+@pytest.mark.parametrize("detector", list(registry.available("detection")))
+def test_a_dry_run_reads_no_weights(cli: Any, model: Path, weights: Path, detector: str) -> None:
+    data = bytearray(weights.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    data[8 + length :] = b"\xff" * (len(data) - 8 - length)  # NaN, every one
+    weights.write_bytes(data)
+    ran = cli("scan", model, "--dry-run", "--detector", detector)
+    assert ran.code == 0
+    assert ran.err == ""
+    most = registry.build("detection", detector).most_evaluations()
+    assert f"at most {most:,} network evaluations" in ran.out
+    assert "samples 1x8x8" in ran.out
+    assert cli("scan", model).code == 2
+
+
+def test_weights_that_overflow_are_no_verdict(
+    cli: Any, model: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Finite numbers, but what they draw is not: the report must still be JSON of the schema."""
+    tensors = load_file(weights)
+    tensors["conv_out.weight"] = tensors["conv_out.weight"] * 1e36
+    save_file(tensors, weights)
+    page, text = tmp_path / "r.html", tmp_path / "r.txt"
+    ran = cli("scan", model, *ARGUMENTS, "--format", f"html={page}", "--format", f"text={text}")
+    assert ran.code == 2
+    jsonschema.Draft202012Validator(schema()).validate(ran.document)
+    assert ran.document["reports"][0]["verdict"] == "INCONCLUSIVE"
+    json.loads(ran.out, parse_constant=pytest.fail)
+    again = ScanDocument.model_validate(ran.document)
+    assert json.loads(render_json(again)) == ran.document
+    assert "INCONCLUSIVE" in page.read_text()
+    assert "INCONCLUSIVE" in text.read_text()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_invert_writes_its_folder(cli: Any, model: Path, tmp_path: Path, quiet: bool) -> None:
+    folder = tmp_path / "found"
+    settings = ("-P", "steps=2", "-P", "noises=4")
+    ran = cli("invert", "elijah", model, "-o", folder, *settings, *(["-q"] if quiet else []))
+    assert ran.code == 0
+    assert ("elijah" in ran.out, f"wrote {folder}" in ran.out) == (not quiet, not quiet)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    tensors = [load_file(p) for p in before if p.suffix == ".safetensors"]
+    assert any(t.shape[-3:] == (1, 8, 8) for group in tensors for t in group.values())
+    facts = [json.loads(text) for path, text in before.items() if path.suffix == ".json"]
+    assert any("24" in json.dumps(each) and "elijah" in json.dumps(each) for each in facts)
+    again = cli("invert", "elijah", model, "-o", folder, *settings)
+    assert (again.code, again.out, again.err.count("\n")) == (4, "", 1)
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_checkpoint_is_not_written_to(cli: Any, model: Path) -> None:
+    read: Callable[[], dict[Path, bytes]] = lambda: {  # noqa: E731
+        p: p.read_bytes() for p in model.rglob("*") if p.is_file()
+    }
+    before = read()
+    cli("invert", "elijah", model, "-P", "steps=1", "-P", "noises=2")
+    cli("scan", model, "--dry-run")
+    assert read() == before
+    assert DDPMPipeline.from_pretrained(model).unet.config.sample_size == 8

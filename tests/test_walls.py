@@ -1,0 +1,141 @@
+"""What is never imported: the attack by a defender, torch by those who only ask for help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_checkpoint
+
+import backdrift
+from backdrift.core import registry
+
+BLOCKED = ("backdrift.attacks", "backdrift.groundtruth")
+
+SCAN = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Wall(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("backdrift.attacks", "backdrift.groundtruth")):
+            raise ImportError(f"{name} is behind the wall")
+
+sys.meta_path.insert(0, Wall())
+from backdrift.cli.main import call
+code = call(sys.argv[1:])
+seen = [n for n in sys.modules if n.startswith(("backdrift.attacks", "backdrift.groundtruth"))]
+assert seen == [], seen
+try:
+    import backdrift.attacks.baddiffusion
+except ImportError:
+    sys.exit(code)
+sys.exit("the wall has a hole")
+"""
+
+
+def python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("detector", list(registry.available("detection")))
+def test_a_scan_works_without_attacks_and_ground_truth(tmp_path: Path, detector: str) -> None:
+    model = tiny_checkpoint(tmp_path / "model")
+    (model / "backdoor.json").write_text("not even JSON")
+    done = python(SCAN, "scan", model, "--budget", "quick", "--detector", detector, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["reports"][0]
+    assert report["verdict"] == "NO EVIDENCE"
+    assert report["subject"]["declared"] is True
+    assert report["findings"][0]["detector"] == detector
+
+
+HEAVY = ("torch", "diffusers", "numpy", "sklearn", "matplotlib", "accelerate", "safetensors")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import backdrift; assert backdrift.__version__; dir(backdrift)",
+        "from backdrift.cli.main import call; assert call(['--help']) == 0",
+        "from backdrift.cli.main import call; assert call(['scan', '--help']) == 0",
+        "from backdrift.cli.main import call; assert call(['--version']) == 0",
+        "from backdrift.cli.main import call; assert call(['list']) == 0",
+        "from backdrift.cli.main import call; assert call(['scan', '--no-such-option']) == 4",
+    ],
+)
+def test_what_needs_no_torch_imports_none(code: str) -> None:
+    ending = f"\nimport sys\nprint('LOADED', *(n for n in {HEAVY!r} if n in sys.modules))"
+    done = python(code + ending)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"]
+
+
+def test_reports_and_plans_need_no_torch() -> None:
+    names = "backdrift.core.results, backdrift.report.formats, backdrift.io.plan"
+    done = python(f"import {names}, sys; assert 'torch' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_there_in_half_a_second() -> None:
+    command = [str(Path(sys.executable).with_name("backdrift")), "--help"]
+    best = 10.0
+    for _ in range(5):  # a busy machine makes a run slower, never faster
+        begun = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - begun)
+        assert "scan" in done.stdout
+        if best < 0.5:
+            break
+    assert best < 0.5
+
+
+def test_the_public_api_is_what_it_names() -> None:
+    for name in backdrift.__all__:
+        assert getattr(backdrift, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'oracle'"):
+        _ = backdrift.oracle
+
+
+def test_the_registry_is_the_folder() -> None:
+    root = Path(backdrift.__file__).parent
+    for kind in registry.KINDS:
+        files = {p.stem for p in (root / kind).glob("*.py") if not p.stem.startswith("_")}
+        found = registry.available(kind)
+        assert set(found) <= files
+        assert all(summary.endswith(".") for summary in found.values())
+        for name in found:
+            assert registry.plugin(kind, name).__module__ == f"backdrift.{kind}.{name}"
+    assert set(registry.available("inversion")) >= {"elijah", "fixed_point", "joint", "purediffusion"}
+    assert set(registry.available("detection")) >= {"backdrift", "purediffusion"}
+    assert "baddiffusion" in registry.available("attacks")
+
+
+def test_asking_the_registry_imports_no_plug_in() -> None:
+    code = "from backdrift.core.registry import *; [available(k) for k in KINDS]; import sys; "
+    done = python(code + "print([n for n in sys.modules if n.count('.') == 2 and 'backdrift' in n])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['backdrift.core.registry']"
+
+
+def test_a_near_miss_is_answered_with_the_name() -> None:
+    assert registry.plugin("inversion", "fixed-point") is registry.plugin("inversion", "fixed_point")
+    with pytest.raises(ValueError, match="did you mean elijah"):
+        registry.plugin("inversion", "elija")
+    with pytest.raises(ValueError, match="no option 'epoch'"):
+        registry.build("inversion", "elijah", {"epoch": 1})
+    with pytest.raises(ValueError, match=r"steps='many'"):
+        registry.build("inversion", "elijah", {"steps": "many"})
+    built = registry.build("inversion", "fixed_point", {"norms": "[0.5, 1]", "rounds": "3"})
+    assert (built.norms, built.rounds) == ((0.5, 1.0), 3)
