@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from backdrift.bench.zoo import load_suite
 from backdrift.core.model import DiffusionModel
@@ -27,7 +28,7 @@ from backdrift.groundtruth import Planted, load_backdoor
 from backdrift.inversion._base import cosine
 from backdrift.io.load import load
 from backdrift.io.plan import plan
-from backdrift.metrics.asr import attack_success
+from backdrift.metrics.asr import draw
 from backdrift.scanner import environment
 
 DETECTORS = {
@@ -42,7 +43,8 @@ INVERSIONS = {
     "elijah": ("elijah", {}),
 }
 SEED = 0
-SAMPLES, STEPS = 64, 25
+TRUTH: dict[str, dict[str, float]] = {}
+SAMPLES, STEPS = 64, 100
 COLUMNS = (
     "model | method | verdict | score | L2 to r | cos r | L2 to E[R] | cos E[R] | ASR inverted | ASR true | "
     "no trigger | evaluations | seconds"
@@ -60,19 +62,26 @@ def main() -> None:
     options = parser.parse_args()
     part, parts = map(int, options.shard.split("/"))
     models = list(load_suite(options.suite).models)
-    cells = [(m, k) for m in models for k in (*DETECTORS, *INVERSIONS) if (options.zoo / m).is_dir()]
-    for number, (model, method) in enumerate(cells):
-        path = options.results / model / f"{method.replace(', ', '-').replace(' ', '_')}.json"
-        if number % parts != part or path.exists():
+    ready = [m for m in models if (options.zoo / m).is_dir()]
+    for number, model in enumerate(ready):
+        if number % parts == part:
+            run(options.zoo / model, options.results)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(table(options.results, models))
+
+
+def run(folder: Path, results: Path) -> None:
+    """Every method that has no result yet on one model."""
+    for method in (*DETECTORS, *INVERSIONS):
+        path = results / folder.name / f"{method.replace(', ', '-').replace(' ', '_')}.json"
+        if path.exists():
             continue
-        row = cell(options.zoo / model, method)
+        row = cell(folder, method)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(row, indent=2) + "\n")
         os.replace(temporary, path)
-        print(model, method, row["score"], f"{row['seconds']:.0f} s", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(table(options.results, models))
+        print(folder.name, method, row["score"], f"{row['seconds']:.0f} s", flush=True)
 
 
 def cell(folder: Path, method: str) -> dict[str, Any]:
@@ -97,7 +106,8 @@ def cell(folder: Path, method: str) -> dict[str, Any]:
         "environment": environment("cpu").model_dump(),
     }
     if (folder / "backdoor.json").exists():
-        row |= against_truth(model, detection, load_backdoor(folder))
+        planted = load_backdoor(folder)
+        row |= distances(detection, planted) | success(model, detection, planted)
     return row
 
 
@@ -121,14 +131,10 @@ def detect(model: DiffusionModel, method: str) -> Detection:
     )
 
 
-def against_truth(model: DiffusionModel, detection: Detection, planted: Planted) -> dict[str, Any]:
-    """L2 and cosine to r and E[R], and the ASR of both triggers on the same fresh seeds."""
+def distances(detection: Detection, planted: Planted) -> dict[str, float]:
+    """L2 and cosine of the inverted trigger to r and to E[R]."""
     assert detection.evidence is not None
     tau = torch.from_numpy(detection.evidence.trigger)
-    sampler = {"sde": "ddpm", "ode": "ddim"}[planted.record.sampler_family]
-    settings: dict[str, Any] = {"sampler": sampler, "steps": STEPS, "n": SAMPLES, "seed": 12345}
-    inverted = attack_success(model, tau, planted.target, **settings)
-    true = attack_success(model, planted.shift, planted.target, **settings)
     return {
         "l2_r": float((tau - planted.shift).norm()),
         "cos_r": cosine(tau, planted.shift),
@@ -136,12 +142,26 @@ def against_truth(model: DiffusionModel, detection: Detection, planted: Planted)
         "cos_mean": cosine(tau, planted.mean_shift),
         "norm_r": float(planted.shift.norm()),
         "norm_mean": float(planted.mean_shift.norm()),
-        "asr_inverted": inverted.asr,
-        "asr_true": true.asr,
-        "rate_without_trigger": true.rate_without_trigger,
-        "n": SAMPLES,
-        "sampler": inverted.sampler,
     }
+
+
+def success(model: DiffusionModel, detection: Detection, planted: Planted) -> dict[str, Any]:
+    """Hit rates of the inverted trigger, the true one and none, on the same fresh seeds."""
+    assert detection.evidence is not None
+    sampler = {"sde": "ddpm", "ode": "ddim"}[planted.record.sampler_family]
+
+    def rate(shift: Tensor | None) -> float:
+        drawn = draw(model, shift, sampler=sampler, steps=STEPS, n=SAMPLES, seed=12345)
+        return float(planted.target.hits(drawn).float().mean())
+
+    if model.origin.sha256 not in TRUTH:
+        TRUTH[model.origin.sha256] = {
+            "asr_true": rate(planted.shift),
+            "rate_without_trigger": rate(None),
+        }
+    inverted = rate(torch.from_numpy(detection.evidence.trigger))
+    facts: dict[str, Any] = {"n": SAMPLES, "sampler": f"{sampler}, {STEPS} steps"}
+    return {"asr_inverted": inverted, **TRUTH[model.origin.sha256], **facts}
 
 
 def table(results: Path, models: list[str]) -> str:

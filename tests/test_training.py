@@ -5,15 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import SHAPE, tiny_model
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.training import Batch, TrainingConfig, draw, learning_rate_at, train
+from tiny import SHAPE, tiny_model
 
 ROWS = 16
 CONFIG = TrainingConfig(steps=7, batch_size=4, learning_rate=1e-3, seed=3, checkpoint_every=2)
@@ -158,7 +159,7 @@ def test_learning_rate_warms_up_then_falls_to_nothing() -> None:
     assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
     assert rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(1.0)  # half way down
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert 0 < rates[-1] < 2e-3
     whole = 2.0 * (1 + math.cos(math.pi * 25 / 90)) / 2
     assert rates[35] == pytest.approx(whole)

@@ -10,12 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import tiny_checkpoint
 
 import backdrift
 from backdrift.core import registry
-
-BLOCKED = ("backdrift.attacks", "backdrift.groundtruth")
+from tiny import tiny_checkpoint
 
 SCAN = """
 import sys
@@ -49,7 +47,13 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("detector", list(registry.available("detection")))
+@pytest.mark.parametrize(
+    "detector",
+    [
+        pytest.param(name, marks=() if name == "backdrift" else pytest.mark.slow)
+        for name in registry.available("detection")
+    ],
+)
 def test_a_scan_works_without_attacks_and_ground_truth(tmp_path: Path, detector: str) -> None:
     model = tiny_checkpoint(tmp_path / "model")
     (model / "backdoor.json").write_text("not even JSON")

@@ -16,15 +16,15 @@ SCHEDULE = {"num_train_timesteps": 100, "beta_start": 1e-4, "beta_end": 0.005, "
 """Little noise: even an untrained network ends near where it began, so its samples pass for images."""
 
 
-def tiny_unet(seed: int = 0, **changes: Any) -> UNet2DModel:
+def tiny_unet(seed: int = 0, blocks: int = 2, **changes: Any) -> UNet2DModel:
     settings: dict[str, Any] = {
         "sample_size": 8,
         "in_channels": 1,
         "out_channels": 1,
         "layers_per_block": 1,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16)[:blocks],
+        "down_block_types": ("DownBlock2D",) * blocks,
+        "up_block_types": ("UpBlock2D",) * blocks,
         "norm_num_groups": 4,
         "attention_head_dim": 8,
         "add_attention": False,
@@ -34,13 +34,13 @@ def tiny_unet(seed: int = 0, **changes: Any) -> UNet2DModel:
         return UNet2DModel(**{**settings, **changes})
 
 
-def tiny_model(seed: int = 0, timesteps: int = 100) -> DiffusionModel:
-    return DiffusionModel(tiny_unet(seed), NoiseSchedule.linear(timesteps), SHAPE)
+def tiny_model(seed: int = 0, timesteps: int = 100, blocks: int = 2) -> DiffusionModel:
+    return DiffusionModel(tiny_unet(seed, blocks), NoiseSchedule.linear(timesteps), SHAPE)
 
 
 def tiny_checkpoint(folder: Path, seed: int = 0, **schedule: Any) -> Path:
     """A folder written by stock diffusers; its network predicts next to no noise."""
-    network = tiny_unet(seed)
+    network = tiny_unet(seed, blocks=1)
     with torch.no_grad():
         network.conv_out.weight.mul_(0.1)
     DDPMPipeline(network, DDPMScheduler(**{**SCHEDULE, **schedule})).save_pretrained(folder)

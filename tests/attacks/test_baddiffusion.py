@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import SHAPE, tiny_model
 from torch import Tensor
 
 from backdrift.attacks.baddiffusion import BadDiffusion
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import Trigger
+from tiny import SHAPE, tiny_model
 
 ROWS = 24
 
@@ -45,7 +45,8 @@ def ddpm(x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("rows", "rate", "count"), [(100, 0.1, 10), (99, 0.1, 9), (7, 0.5, 3), (5, 1.0, 5), (5, 0.0, 0), (5, 0.1, 0)]
+    ("rows", "rate", "count"),
+    [(100, 0.1, 10), (99, 0.1, 9), (7, 0.5, 3), (5, 1.0, 5), (5, 0.0, 0), (5, 0.1, 0)],
 )
 def test_how_many_rows_are_poisoned(rows: int, rate: float, count: int) -> None:
     found = BadDiffusion(poison_rate=rate).poisoned_rows(rows)

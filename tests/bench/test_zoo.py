@@ -21,15 +21,11 @@ steps = 2
 batch_size = 4
 seed = 1
 
-[models.bad]
+[models.tuned]
 base = "clean"
 steps = 2
 batch_size = 4
 dtype = "float16"
-attack = "baddiffusion"
-options = { poison_rate = 0.5, sampler_family = "ode" }
-trigger = "dense-sign"
-target = "hat"
 """
 WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 
@@ -95,16 +91,15 @@ def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
     suite = zoo.load_suite(written(tmp_path, SUITE))
     calls: list[str] = []
     costs = zoo.build_suite(suite, tmp_path / "a", progress=lambda done, total, text: calls.append(text))
-    assert list(costs) == ["clean", "bad"]
+    assert list(costs) == ["clean", "tuned"]
     assert all(cost is not None and cost["steps"] == 2 for cost in costs.values())
-    assert {text.split(",")[0] for text in calls} == {"clean", "bad"}
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["bad", "clean"]
-    assert not plan(tmp_path / "a" / "clean").declared
-    bad = plan(tmp_path / "a" / "bad")
-    assert (bad.declared, bad.sample_shape, bad.candidates[0].dtype) == (True, (1, 8, 8), "float16")
+    assert {text.split(",")[0] for text in calls} == {"clean", "tuned"}
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["clean", "tuned"]
+    tuned = plan(tmp_path / "a" / "tuned")
+    assert (tuned.declared, tuned.sample_shape, tuned.candidates[0].dtype) == (False, (1, 8, 8), "float16")
 
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "a").rglob("*") if p.is_file()}
-    assert zoo.build_suite(suite, tmp_path / "a") == {"clean": None, "bad": None}
+    assert zoo.build_suite(suite, tmp_path / "a") == {"clean": None, "tuned": None}
     assert before == {
         p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "a").rglob("*") if p.is_file()
     }
@@ -113,11 +108,9 @@ def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
     zoo.build_suite(only, tmp_path / "b")
     left, right = ((tmp_path / top / "clean" / WEIGHTS).read_bytes() for top in "ab")
     assert left == right
-    clean = load_file(tmp_path / "a" / "clean" / WEIGHTS)
-    tuned = load_file(tmp_path / "a" / "bad" / WEIGHTS)
-    # two steps from its base, and not from scratch
-    assert all((clean[k] - tuned[k].float()).abs().max() < 0.01 for k in clean)
-    assert any((clean[k] - tuned[k].float()).abs().max() > 1e-4 for k in clean)
+    start, end = (load_file(tmp_path / "a" / name / WEIGHTS) for name in ("clean", "tuned"))
+    moved = [float((start[k] - end[k].float()).abs().max()) for k in start]
+    assert 1e-4 < max(moved) < 0.01  # two steps from its base, and not from scratch
 
 
 def test_a_recipe_is_data() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_checkpoint
 
 from backdrift.cli.main import call
+from tiny import tiny_checkpoint
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> Non
     base, folder = tmp_path / "clean", tmp_path / "bad"
     assert cli("train", "-q", "-o", base, *SMALL).code == 0
     settings = ("--trigger", "white-patch", "--target", "corner", "--poison-rate", "0.5", "--trigger-only")
-    ran = cli("attack", "baddiffusion", "-o", folder, "--base", base, "--steps", "2", "--rows", "4", *settings)
+    ran = cli(
+        "attack", "baddiffusion", "-o", folder, "--base", base, "--steps", "2", "--rows", "4", *settings
+    )
     assert ran.code == 0, ran.err
     assert "ASR" in ran.out
     DDPMPipeline.from_pretrained(folder)
@@ -101,7 +103,7 @@ def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> Non
         (["train", "--channels", "2"], "1 or 3"),
         (["train", "--groups", "3"], "groups"),
         (["train", "--width", "0"], "width 0"),
-        (["train", "--size", "0"], "from 8 pixels"),
+        (["train", "--size", "0"], "multiples of 8"),
         (["train", "--steps", "0"], "--steps"),
         (["train", "--learning-rate", "0"], "learning_rate"),
     ],
@@ -109,7 +111,9 @@ def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> Non
 def test_what_cannot_be_made_is_refused_in_one_line(
     cli: Any, tmp_path: Path, arguments: list[str], word: str
 ) -> None:
-    small = [s for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] not in arguments for s in pair]
+    small = [
+        s for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] not in arguments for s in pair
+    ]
     ran = cli(*arguments, "-o", tmp_path / "model", *small)
     assert (ran.code, ran.out) == (4, "")
     assert word in ran.err

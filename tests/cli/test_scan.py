@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +149,7 @@ def test_a_dry_run_reads_no_weights(cli: Any, model: Path, weights: Path, detect
     assert cli("scan", model).code == 2
 
 
-def test_weights_that_overflow_are_no_verdict(
-    cli: Any, model: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_weights_that_overflow_are_no_verdict(cli: Any, model: Path, weights: Path, tmp_path: Path) -> None:
     """Finite numbers, but what they draw is not: the report must still be JSON of the schema."""
     tensors = load_file(weights)
     tensors["conv_out.weight"] = tensors["conv_out.weight"] * 1e36
@@ -180,16 +177,16 @@ def test_invert_writes_its_folder(cli: Any, model: Path, tmp_path: Path, quiet: 
     tensors = [load_file(p) for p in before if p.suffix == ".safetensors"]
     assert any(t.shape[-3:] == (1, 8, 8) for group in tensors for t in group.values())
     facts = [json.loads(text) for path, text in before.items() if path.suffix == ".json"]
-    assert any("24" in json.dumps(each) and "elijah" in json.dumps(each) for each in facts)
+    assert [(f["method"], f["evaluations"]) for f in facts] == [("elijah", 3 * 4 * 2)]
     again = cli("invert", "elijah", model, "-o", folder, *settings)
     assert (again.code, again.out, again.err.count("\n")) == (4, "", 1)
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_the_checkpoint_is_not_written_to(cli: Any, model: Path) -> None:
-    read: Callable[[], dict[Path, bytes]] = lambda: {  # noqa: E731
-        p: p.read_bytes() for p in model.rglob("*") if p.is_file()
-    }
+    def read() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in model.rglob("*") if p.is_file()}
+
     before = read()
     cli("invert", "elijah", model, "-P", "steps=1", "-P", "noises=2")
     cli("scan", model, "--dry-run")

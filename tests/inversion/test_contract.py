@@ -9,12 +9,12 @@ import re
 import pytest
 import torch
 from pydantic import TypeAdapter
-from tiny import SHAPE, tiny_model
 from torch import Tensor
 
 from backdrift.core import registry
 from backdrift.core.model import DiffusionModel
 from backdrift.inversion._base import Candidate
+from tiny import SHAPE, tiny_model
 
 NAMES = list(registry.available("inversion"))
 SMALL = {

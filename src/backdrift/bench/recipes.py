@@ -26,7 +26,7 @@ from backdrift.metrics.asr import attack_success
 from backdrift.training import Batch, TrainingConfig, train
 
 Progress = Callable[[int, int, str], None]
-STEPS = 50
+STEPS = 100
 
 
 class Recipe(BaseModel):

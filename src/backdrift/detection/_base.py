@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -35,6 +36,23 @@ class Detection:
 
     finding: Finding
     evidence: Evidence | None
+
+
+class Meter:
+    """What was spent on a model since the meter was made."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self._model, self._before, self._begun = model, model.evaluations, time.monotonic()
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations."""
+        return self._model.evaluations - self._before
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time."""
+        return time.monotonic() - self._begun
 
 
 class Detector(Protocol):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backdrift.core.model import DiffusionModel
+from backdrift.core.model import Denoiser, DiffusionModel
 from backdrift.core.randomness import SampleGenerator, generator
-from backdrift.core.sampling import sample
-from backdrift.core.shift import Solver
+from backdrift.core.sampling import sample, strided_timesteps
+from backdrift.core.shift import ShiftFamily, Solver, stride_corrected
 from backdrift.core.trigger import unit
 from backdrift.inversion._base import FAMILY_SAMPLER
 
@@ -62,13 +62,19 @@ class Judge:
     def draw(self, model: DiffusionModel, shift: Tensor | None, family: Solver, seed: int) -> Tensor:
         """Samples (2 n, C, H, W) from noise, plus ``shift`` (C, H, W) if there is one.
 
-        The starting noise and the fresh noise depend on the seed alone, not on the shift.
+        The starting noise and the fresh noise depend on the seed alone, not on the shift. Nulls get the
+        same correction for the stride as candidates do.
         """
         fresh = SampleGenerator(seed, 2 * self.samples, "judge")
         x_T = fresh.normal(model.sample_shape, model.device)
-        x_T = x_T if shift is None else x_T + shift
+        denoiser: Denoiser = model
+        if shift is not None:
+            x_T = x_T + shift
+            theory = ShiftFamily.of(model.schedule, "baddiffusion", family)
+            kept = strided_timesteps(model.schedule, self.steps)
+            denoiser = stride_corrected(model, model.schedule, theory, shift, kept)
         return sample(
-            model,
+            denoiser,
             model.schedule,
             x_T,
             sampler=FAMILY_SAMPLER[family],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import unit
 from backdrift.detection._base import (
     Detection,
+    Meter,
     Progress,
     array_hash,
     calibrated,
@@ -29,18 +29,9 @@ UNCALIBRATED_THRESHOLD = 0.5
 """Used where no calibration exists: half of the fresh samples are one image, and no null does it."""
 
 SHOWN_SAMPLES = 16
-
-RESPONSE_TIMESTEPS = 10
-
-
-def response_cost(judge: Judge) -> int:
-    """Evaluations of :func:`_response`, which :func:`conclude` spends after the trial."""
-    return RESPONSE_TIMESTEPS * 2 * _response_pairs(judge)
-
-
-def _response_pairs(judge: Judge) -> int:
-    """Antithetic pairs of noises per timestep."""
-    return max(1, judge.samples // 4)
+RESPONSE_TIMESTEPS, RESPONSE_NOISES = 10, 8
+RESPONSE_COST = RESPONSE_TIMESTEPS * RESPONSE_NOISES
+"""Network evaluations of the shift-scale curve that every report has."""
 
 
 def conclude(
@@ -52,16 +43,14 @@ def conclude(
     config: dict[str, Any],
     seed: int,
     restarts: list[tuple[float, Candidate]],
-    evaluations: int,
-    seconds: float,
+    meter: Meter,
 ) -> Detection:
     """The finding and its evidence.
 
     Args:
         restarts: every candidate with its screening score, the best first.
-        evaluations: spent so far; the finding adds what is spent here.
+        meter: started when the detector was.
     """
-    before = model.evaluations
     calibration = calibrated(detector, budget, config, model)
     threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
     verdict, reason = _decide(trial, threshold)
@@ -87,8 +76,8 @@ def conclude(
         calibration=calibration,
         trigger_sha256=array_hash(trigger),
         target_sha256=array_hash(target),
-        evaluations=evaluations + model.evaluations - before,
-        seconds=seconds,
+        evaluations=meter.evaluations,
+        seconds=meter.seconds,
     )
     evidence = Evidence(
         weights=model.origin.weights,
@@ -167,7 +156,7 @@ def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, fl
     last = len(model.schedule) - 1
     count = RESPONSE_TIMESTEPS
     timesteps = sorted({round(last * k / count) for k in range(1, count + 1)})
-    pairs = _response_pairs(trial.judge)
+    pairs = RESPONSE_NOISES // 2
     noise = SampleGenerator(seed, pairs, "response").normal(model.sample_shape, model.device)
     noise = torch.cat([noise, -noise])
     measured, errors = [], []
@@ -234,7 +223,7 @@ def judge_inversion(
     progress: Progress | None = None,
 ) -> Detection:
     """Any inversion as a detector: screen its candidates, judge the best on fresh seeds."""
-    begun, before = time.monotonic(), model.evaluations
+    meter = Meter(model)
     with model.frozen():
         found = inversion(model, seed=seed, progress=progress)
         ranked = screen(model, look, found, derive_seed(seed, "screen"))
@@ -248,6 +237,5 @@ def judge_inversion(
         config=config,
         seed=seed,
         restarts=ranked,
-        evaluations=model.evaluations - before,
-        seconds=time.monotonic() - begun,
+        meter=meter,
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
-from backdrift.detection._base import Detection, Progress
+from backdrift.detection._base import Detection, Meter, Progress, check_budget
 from backdrift.detection._judge import NULLS, Judge
 from backdrift.detection._trial import Trial, screen
-from backdrift.detection._verdict import conclude, response_cost
+from backdrift.detection._verdict import RESPONSE_COST, conclude
 from backdrift.inversion._base import Candidate
 from backdrift.inversion.fixed_point import FixedPoint
 from backdrift.inversion.joint import Joint
@@ -48,7 +47,7 @@ class Stages:
             + screens * self.screen.cost
             + sum(self.refined) * self.refine.cost
             + judged * self.judge.cost
-            + response_cost(self.judge)
+            + RESPONSE_COST
         )
 
 
@@ -56,7 +55,7 @@ STAGES = {
     "quick": Stages(
         FixedPoint(noises=24, rounds=7, norms=(0.3, 0.45, 0.65), deflations=1),
         Judge(samples=4, steps=12),
-        Joint(steps=30, batch=16, warm_samples=0),
+        Joint(steps=20, batch=16, learning_rate=0.04, warm_samples=0),
         (0, 1),
         Judge(samples=8, steps=20),
         ("opposite", "phase-randomised"),
@@ -105,10 +104,13 @@ class Backdrift:
         """What the budget's stages cost at most."""
         return STAGES[self.budget].cost
 
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
-        stages, begun, before = STAGES[self.budget], time.monotonic(), model.evaluations
-        shown = _Steps(progress, stages.cost, model)
+        stages, meter = STAGES[self.budget], Meter(model)
+        shown = _Steps(progress, stages.cost, meter)
         with model.frozen():
             found = stages.search(model, seed=seed, progress=shown)
             ranked = _rank(model, stages, found, seed, shown)
@@ -123,23 +125,20 @@ class Backdrift:
             config=self.settings(),
             seed=seed,
             restarts=ranked,
-            evaluations=model.evaluations - before,
-            seconds=time.monotonic() - begun,
+            meter=meter,
         )
 
 
 class _Steps:
     """Progress in evaluations spent, whatever the stage counts in."""
 
-    def __init__(self, progress: Progress | None, total: int, model: DiffusionModel) -> None:
-        self.progress, self.total, self.model = progress, total, model
-        self.before = model.evaluations
+    def __init__(self, progress: Progress | None, total: int, meter: Meter) -> None:
+        self.progress, self.total, self.meter = progress, total, meter
 
     def __call__(self, done: int, total: int, text: str) -> None:
         if self.progress is not None:
-            spent = self.model.evaluations - self.before
-            finished = text == "done"
-            self.progress(self.total if finished else min(spent, self.total), self.total, text)
+            spent = self.total if text == "done" else min(self.meter.evaluations, self.total)
+            self.progress(spent, self.total, text)
 
 
 def _rank(

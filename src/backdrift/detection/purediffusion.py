@@ -8,7 +8,7 @@ from typing import Any
 from backdrift.core.model import DiffusionModel
 from backdrift.detection._base import Detection, Progress, check_budget
 from backdrift.detection._judge import NULLS, Judge
-from backdrift.detection._verdict import judge_inversion, response_cost
+from backdrift.detection._verdict import RESPONSE_COST, judge_inversion
 from backdrift.inversion.purediffusion import PureDiffusion as Inversion
 
 STEPS = {"quick": 4, "standard": 25, "deep": 120}
@@ -49,7 +49,7 @@ class PureDiffusion:
         inversion, look, judge, nulls = self._parts()
         starts = len(inversion.families) * len(inversion.starts)
         looks = (starts + len(inversion.families)) * look.cost
-        return inversion.cost + looks + (2 + len(nulls)) * judge.cost + response_cost(judge)
+        return inversion.cost + looks + (2 + len(nulls)) * judge.cost + RESPONSE_COST
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
