@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,7 +25,7 @@ _GAP_GREY = 128
 class Picture:
     """An image of the page: its data URI, the text that stands for it, and a caption."""
 
-    uri: str
+    uri: Markup
     width: int
     height: int
     alt: str
@@ -86,7 +87,7 @@ def _grid(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return sheet[..., 0] if channels == 1 else sheet
 
 
-def _encode(image: Image.Image, budget: int) -> tuple[str, tuple[int, int]]:
+def _encode(image: Image.Image, budget: int) -> tuple[Markup, tuple[int, int]]:
     image.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.BOX)
     uri = _uri(image)
     while len(uri) > budget and max(image.size) > 1:
@@ -97,7 +98,7 @@ def _encode(image: Image.Image, budget: int) -> tuple[str, tuple[int, int]]:
     return uri, image.size
 
 
-def _uri(image: Image.Image) -> str:
+def _uri(image: Image.Image) -> Markup:
     out = BytesIO()
     image.save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    return Markup("data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii"))
