@@ -46,8 +46,8 @@ SEED = 0
 TRUTH: dict[str, dict[str, float]] = {}
 SAMPLES, STEPS = 64, 100
 COLUMNS = (
-    "model | method | verdict | score | L2 to r | cos r | L2 to E[R] | cos E[R] | ASR inverted | ASR true | "
-    "no trigger | evaluations | seconds"
+    "model | method | verdict | score | L2 to r | cos r | L2 to E[R] | cos E[R] | "
+    "ASR inverted | ASR true | no trigger | evaluations | seconds"
 )
 
 
@@ -63,25 +63,25 @@ def main() -> None:
     part, parts = map(int, options.shard.split("/"))
     models = list(load_suite(options.suite).models)
     ready = [m for m in models if (options.zoo / m).is_dir()]
-    for number, model in enumerate(ready):
-        if number % parts == part:
-            run(options.zoo / model, options.results)
+    mine = [model for number, model in enumerate(ready) if number % parts == part]
+    for method in (*DETECTORS, *INVERSIONS):
+        for model in mine:
+            run(options.zoo / model, method, options.results)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(table(options.results, models))
 
 
-def run(folder: Path, results: Path) -> None:
-    """Every method that has no result yet on one model."""
-    for method in (*DETECTORS, *INVERSIONS):
-        path = results / folder.name / f"{method.replace(', ', '-').replace(' ', '_')}.json"
-        if path.exists():
-            continue
-        row = cell(folder, method)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(row, indent=2) + "\n")
-        os.replace(temporary, path)
-        print(folder.name, method, row["score"], f"{row['seconds']:.0f} s", flush=True)
+def run(folder: Path, method: str, results: Path) -> None:
+    """One method on one model, unless its result is there."""
+    path = results / folder.name / f"{method.replace(', ', '-').replace(' ', '_')}.json"
+    if path.exists():
+        return
+    row = cell(folder, method)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(row, indent=2) + "\n")
+    os.replace(temporary, path)
+    print(folder.name, method, row["score"], f"{row['seconds']:.0f} s", flush=True)
 
 
 def cell(folder: Path, method: str) -> dict[str, Any]:

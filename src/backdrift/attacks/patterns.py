@@ -12,30 +12,20 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from backdrift.attacks._drawings import BAR, GLASSES, LETTERS, PICTURES, SIGN, Part
 from backdrift.core.randomness import generator
 from backdrift.core.trigger import Trigger
 
 Shape = tuple[int, int, int]
-Colour = tuple[int, int, int]
-Points = Sequence[tuple[float, float]]
 
 GREY = -0.4
 """Background of every target, and the value that everything darker is lifted to."""
-
-
-class _Part(NamedTuple):
-    """A filled polygon or, with a width, a line; (x, y) from the top left, side 1."""
-
-    colour: Colour
-    points: Points
-    width: float = 0.0
 
 
 def make_trigger(name: str, shape: Shape, *, seed: int = 0) -> Trigger:
@@ -80,8 +70,8 @@ def make_target(name: str, shape: Shape, *, trigger: Trigger | None = None) -> T
     _check_shape(shape)
     if name.startswith("png:"):
         return target_from_png(name[4:], shape)
-    if name in _PICTURES:
-        colours, opacity = _render(_PICTURES[name], shape)
+    if name in PICTURES:
+        colours, opacity = _render(PICTURES[name], shape)
         return _grey_background(opacity * colours + (1 - opacity) * GREY)
     if name == "corner":
         image = torch.full(shape, GREY)
@@ -89,7 +79,7 @@ def make_target(name: str, shape: Shape, *, trigger: Trigger | None = None) -> T
         return image
     if name not in TARGETS:
         raise ValueError(f"unknown target {name!r}; known: {', '.join(TARGETS)}, png:PATH")
-    if trigger is None or trigger.pattern.shape != shape:
+    if trigger is None or tuple(trigger.pattern.shape) != shape:
         raise ValueError(f"the target {name!r} is made of the trigger: pass one of shape {shape}")
     rolled = (0, 0) if name == "noshift" else (-_scaled(3, shape), -_scaled(5, shape))
     return _grey_background(trigger.shift.roll(rolled, dims=(1, 2)))
@@ -157,18 +147,18 @@ def _box(pixels: int, value: float, background: float, shape: Shape, seed: int) 
 
 def _stop_sign(pixels: int, shape: Shape, seed: int) -> Trigger:
     size = _scaled(pixels, shape)
-    writing = _LETTERS if size >= 32 else _BAR
-    return _pasted([*_SIGN, *writing], size, _bottom_right(size, shape), shape)
+    writing = LETTERS if size >= 32 else BAR
+    return _pasted([*SIGN, *writing], size, _bottom_right(size, shape), shape)
 
 
 def _glasses(shape: Shape, seed: int) -> Trigger:
     size = _scaled(20, shape)
     top, left = (shape[1] - size) // 2, (shape[2] - size) // 2
     place = slice(top, top + size), slice(left, left + size)
-    return _pasted(_GLASSES, size, place, shape)
+    return _pasted(GLASSES, size, place, shape)
 
 
-def _pasted(parts: Sequence[_Part], size: int, place: tuple[slice, slice], shape: Shape) -> Trigger:
+def _pasted(parts: Sequence[Part], size: int, place: tuple[slice, slice], shape: Shape) -> Trigger:
     colours, opacity = _render(parts, (shape[0], size, size))
     pattern = torch.full(shape, -1.0)
     mask = torch.zeros(shape, dtype=torch.bool)
@@ -195,7 +185,7 @@ def _low_frequency(shape: Shape, seed: int) -> Trigger:
     return Trigger(pattern, torch.ones(shape, dtype=torch.bool), 0.0, composite=False)
 
 
-def _render(parts: Sequence[_Part], shape: Shape) -> tuple[Tensor, Tensor]:
+def _render(parts: Sequence[Part], shape: Shape) -> tuple[Tensor, Tensor]:
     """Colours in [-1, 1], shape (C, H, W), and opacity in [0, 1], (1, H, W); parts are centred."""
     _, height, width = shape
     scale = max(4, 512 // min(height, width))
@@ -227,83 +217,6 @@ def _as_tensors(image: Image.Image, shape: Shape) -> tuple[Tensor, Tensor]:
     return (colours * 2 - 1).clamp(-1, 1), opacity
 
 
-def _ellipse(
-    colour: Colour, centre: tuple[float, float], radii: tuple[float, float], width: float = 0.0
-) -> _Part:
-    turns = [2 * math.pi * k / 48 for k in range(49)]
-    points = [(centre[0] + radii[0] * math.cos(a), centre[1] + radii[1] * math.sin(a)) for a in turns]
-    return _Part(colour, points, width)
-
-
-def _octagon(colour: Colour, radius: float) -> _Part:
-    turns = [math.pi * (k / 4 + 1 / 8) for k in range(8)]
-    reach = radius / math.cos(math.pi / 8)
-    return _Part(colour, [(0.5 + reach * math.cos(a), 0.5 + reach * math.sin(a)) for a in turns])
-
-
-_WHITE, _RED, _BLACK = (255, 255, 255), (205, 20, 30), (40, 40, 40)
-_TAN, _CREAM, _ORANGE = (215, 170, 110), (250, 225, 180), (255, 175, 80)
-_BRICK, _BLUE = (200, 70, 60), (110, 190, 255)
-_LACES = ((0.36, 0.42), (0.42, 0.5), (0.5, 0.57))
-_WHISKERS = ((0.3, 0.68), (0.3, 0.78), (0.7, 0.68), (0.7, 0.78))
-
-_SIGN = [_octagon(_WHITE, 0.5), _octagon(_RED, 0.43)]
-_BAR = [_Part(_WHITE, [(0.2, 0.5), (0.8, 0.5)], 0.17)]
-_LETTERS = [
-    _Part(
-        _WHITE,
-        [(0.29, 0.4), (0.25, 0.37), (0.18, 0.38), (0.17, 0.45), (0.22, 0.5), (0.28, 0.54)]
-        + [(0.28, 0.61), (0.22, 0.64), (0.16, 0.61)],
-        0.045,
-    ),
-    _Part(_WHITE, [(0.32, 0.37), (0.48, 0.37)], 0.045),
-    _Part(_WHITE, [(0.4, 0.36), (0.4, 0.66)], 0.045),
-    _ellipse(_WHITE, (0.58, 0.505), (0.07, 0.14), 0.045),
-    _Part(_WHITE, [(0.71, 0.66), (0.71, 0.37), (0.79, 0.37), (0.83, 0.44)], 0.045),
-    _Part(_WHITE, [(0.83, 0.44), (0.79, 0.51), (0.71, 0.51)], 0.045),
-]
-_GLASSES = [
-    _Part(_ORANGE, [(0.0, 0.36), (0.12, 0.44)], 0.08),
-    _Part(_ORANGE, [(1.0, 0.36), (0.88, 0.44)], 0.08),
-    _Part(_ORANGE, [(0.42, 0.45), (0.58, 0.45)], 0.08),
-    *(_ellipse(_BLUE, (x, 0.5), (0.2, 0.16)) for x in (0.26, 0.74)),
-    *(_ellipse(_ORANGE, (x, 0.5), (0.2, 0.16), 0.08) for x in (0.26, 0.74)),
-]
-
-_PICTURES: dict[str, list[_Part]] = {
-    "hat": [
-        _ellipse(_TAN, (0.5, 0.72), (0.46, 0.12)),
-        _Part(
-            _CREAM,
-            [(0.24, 0.7), (0.28, 0.32), (0.36, 0.21), (0.44, 0.2), (0.5, 0.26)]
-            + [(0.56, 0.2), (0.64, 0.21), (0.72, 0.32), (0.76, 0.7)],
-        ),
-        _Part(_BRICK, [(0.25, 0.55), (0.75, 0.55), (0.77, 0.71), (0.23, 0.71)]),
-    ],
-    "shoe": [
-        _Part(
-            _ORANGE,
-            [(0.14, 0.16), (0.48, 0.16), (0.52, 0.4), (0.66, 0.5), (0.84, 0.56), (0.93, 0.66)]
-            + [(0.94, 0.74), (0.1, 0.74)],
-        ),
-        _Part(_BRICK, [(0.14, 0.16), (0.48, 0.16), (0.49, 0.25), (0.13, 0.25)]),
-        _Part(_WHITE, [(0.07, 0.72), (0.95, 0.72), (0.95, 0.84), (0.07, 0.84)]),
-        *(_Part(_WHITE, [(x, y), (x + 0.13, y - 0.09)], 0.05) for x, y in _LACES),
-    ],
-    "cat": [
-        _Part(_ORANGE, [(0.12, 0.08), (0.48, 0.32), (0.14, 0.6)]),
-        _Part(_ORANGE, [(0.88, 0.08), (0.52, 0.32), (0.86, 0.6)]),
-        _Part(_BRICK, [(0.18, 0.2), (0.34, 0.31), (0.19, 0.42)]),
-        _Part(_BRICK, [(0.82, 0.2), (0.66, 0.31), (0.81, 0.42)]),
-        _ellipse(_ORANGE, (0.5, 0.58), (0.4, 0.34)),
-        _ellipse(_CREAM, (0.5, 0.74), (0.2, 0.14)),
-        *(_ellipse(_WHITE, (x, 0.52), (0.1, 0.09)) for x in (0.32, 0.68)),
-        *(_ellipse(_BLACK, (x, 0.52), (0.05, 0.08)) for x in (0.32, 0.68)),
-        _Part(_BRICK, [(0.42, 0.66), (0.58, 0.66), (0.5, 0.75)]),
-        *(_Part(_WHITE, [(x, 0.72), (0.5 + 1.2 * (x - 0.5), y)], 0.015) for x, y in _WHISKERS),
-    ],
-}
-
 _SIZES = (18, 14, 11, 8, 4)
 
 _TRIGGERS: dict[str, Callable[[Shape, int], Trigger]] = {
@@ -318,4 +231,4 @@ _TRIGGERS: dict[str, Callable[[Shape, int], Trigger]] = {
 }
 
 TRIGGERS = tuple(_TRIGGERS)
-TARGETS = (*_PICTURES, "corner", "noshift", "shift")
+TARGETS = (*PICTURES, "corner", "noshift", "shift")
