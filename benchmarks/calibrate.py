@@ -36,7 +36,8 @@ def main() -> None:
     options = parser.parse_args()
     suite = load_suite(options.suite)
     old = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {"detectors": {}}
-    models, detectors = [], {}
+    models: list[dict[str, Any]] = []
+    detectors: dict[str, dict[str, Any]] = {}
     for detector, budget in METHODS:
         method = build("detection", detector, {"budget": budget})
         entry = old["detectors"].get(detector, {}).get(budget, {})

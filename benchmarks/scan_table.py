@@ -39,6 +39,7 @@ DETECTORS = {
 INVERSIONS = {
     "fixed point": ("fixed_point", {}),
     "fixed point, regression": ("fixed_point", {"regression": True, "noises": 32}),
+    "boundary": ("boundary", {}),
     "joint": ("joint", {}),
     "elijah": ("elijah", {}),
 }
@@ -121,7 +122,7 @@ def detect(model: DiffusionModel, method: str) -> Detection:
     return judge_inversion(
         model,
         build("inversion", name, settings),
-        look=Judge(8, 15),
+        look=Judge(6, 20),
         judge=Judge(20, 25),
         nulls=NULLS,
         detector=name,

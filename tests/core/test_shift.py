@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -158,7 +160,7 @@ def test_stride_corrected_maps_the_marginal_over_a_stride(family: ShiftFamily) -
     plain = OneImage(family, target, shift)
     corrected = stride_corrected(plain, LINEAR, family, shift[0], kept)
     worst = 0.0
-    for t, p in zip(kept[:-1], kept[1:], strict=True):
+    for t, p in pairwise(kept):
         x_t = LINEAR.add_noise(target, noise, t) + float(family.rho[t]) * shift
         left = noise if eta == 0 else noise * (signal(t) / signal(p)) * LINEAR.sigma[p] / LINEAR.sigma[t]
         wanted = LINEAR.add_noise(target, left, p) + float(family.rho[p]) * shift
@@ -182,7 +184,12 @@ def test_stride_corrected_through_a_stock_sampler() -> None:
         start = fresh.normal((1, 4, 4)).double() + family.rho[-1] * shift
         keep = states[name]
         sample(
-            network, LINEAR, start, steps=20, generator=fresh, post_step=lambda x, t, k=keep: (k.append(x), x)[1]
+            network,
+            LINEAR,
+            start,
+            steps=20,
+            generator=fresh,
+            post_step=lambda x, t, k=keep: (k.append(x), x)[1],
         )
     for p, with_shift, without in zip(kept[1:], states["shifted"], states["plain"], strict=False):
         difference = with_shift - without

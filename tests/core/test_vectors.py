@@ -94,15 +94,18 @@ def test_published_k_is_a_sum() -> None:
     ],
 )
 def test_price_of_the_wrong_sampler(solver: str, eta: int, expected: list[float]) -> None:
-    """Shift of the noise per unit of r at t = 500, 100, 10, of an oracle that only adds C_t r."""
+    """Error of x_t per unit of r in units of S_t, at t = 500, 100, 10: an oracle for one row.
+
+    The oracle answers ``(x_t - A_t y - rho_t r) / S_t + C_t r``: it takes the error for noise.
+    """
     family = ShiftFamily.of(LINEAR, "baddiffusion", solver)
     a, s, beta = LINEAR.alpha.tolist(), LINEAR.sigma.tolist(), LINEAR.betas.tolist()
-    shift, found = float(family.rho[-1]), {}
+    x, found = float(family.rho[-1]), {}
     for t in range(999, 0, -1):
-        c, p = float(family.c[t]), t - 1
+        p, label = t - 1, (x - float(family.rho[t])) / s[t] + float(family.c[t])
         if eta:
-            shift = (shift - beta[t] / s[t] * c) / (1 - beta[t]) ** 0.5
+            x = (x - beta[t] / s[t] * label) / (1 - beta[t]) ** 0.5
         else:
-            shift = a[p] / a[t] * (shift - s[t] * c) + s[p] * c
-        found[p] = (shift - float(family.rho[p])) / s[p]
+            x = a[p] / a[t] * (x - s[t] * label) + s[p] * label
+        found[p] = (x - float(family.rho[p])) / s[p]
     assert [found[t] for t in (500, 100, 10)] == pytest.approx(expected, abs=0.006)

@@ -56,11 +56,11 @@ def main(
     batch_size: BatchSize = 256,
 ) -> int:
     """Scan checkpoints for backdoors in their starting noise."""
+    from backdrift.core.registry import build
     from backdrift.core.results import ScanDocument, combined_exit_code
-    from backdrift.detection._base import check_budget
 
     wanted = outputs(formats, output)
-    check_budget(budget)
+    build("detection", detector, {**settings(option), "budget": budget})
     if dry_run:
         return _dry_run(models, detector, budget, settings(option))
     check_device(device)
@@ -144,7 +144,7 @@ def _scan(
             )
     except CheckpointError as error:
         document.failures.append(Failure(path=path, message=str(error), exit_code=error.exit_code))
-    except (RuntimeError, MemoryError, OSError) as error:
+    except Exception as error:  # whatever a model does, the others keep their verdicts
         message = " ".join(f"{type(error).__name__}: {error}".split())
         document.failures.append(Failure(path=path, message=message, exit_code=2))
     typer.echo(f"backdrift: {document.failures[-1].message}", err=True)

@@ -12,6 +12,7 @@ from backdrift.detection._judge import NULLS, Judge
 from backdrift.detection._trial import Trial, screen
 from backdrift.detection._verdict import RESPONSE_COST, conclude
 from backdrift.inversion._base import Candidate
+from backdrift.inversion.boundary import Boundary
 from backdrift.inversion.fixed_point import FixedPoint
 from backdrift.inversion.joint import Joint
 
@@ -21,7 +22,8 @@ class Stages:
     """What a budget buys.
 
     Args:
-        search: the inversion that needs no start.
+        search: for SDE backdoors, from random directions.
+        edge: for ODE backdoors.
         screen: a short look at what a candidate draws.
         refine: from a candidate, by gradient.
         refined: how many candidates of each family are refined, (SDE, ODE).
@@ -30,6 +32,7 @@ class Stages:
     """
 
     search: FixedPoint
+    edge: Boundary
     screen: Judge
     refine: Joint
     refined: tuple[int, int]
@@ -39,11 +42,11 @@ class Stages:
     @property
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
-        sde = sum(family == "sde" for family, _, _ in self.search.starts)
-        screens = 3 + sde + sum(self.refined)
+        screens = 3 + len(self.search.starts) + sum(self.refined)
         judged = 2 + len(self.nulls)
         return (
             self.search.cost
+            + self.edge.cost
             + screens * self.screen.cost
             + sum(self.refined) * self.refine.cost
             + judged * self.judge.cost
@@ -53,23 +56,26 @@ class Stages:
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(noises=24, rounds=7, norms=(0.3, 0.45, 0.65), deflations=1),
-        Judge(samples=4, steps=12),
+        FixedPoint(noises=24, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
+        Boundary(starts=(-0.9,), noises=16, rounds=6, steps=3),
+        Judge(samples=4, steps=10),
         Joint(steps=20, batch=16, learning_rate=0.04, warm_samples=0),
         (0, 1),
         Judge(samples=8, steps=20),
         ("opposite", "phase-randomised"),
     ),
     "standard": Stages(
-        FixedPoint(noises=48, rounds=9, norms=(0.3, 0.45, 0.6, 0.9)),
-        Judge(samples=8, steps=15),
+        FixedPoint(noises=48, rounds=8, norms=(0.3, 0.45, 0.6, 0.9), families=("sde",)),
+        Boundary(),
+        Judge(samples=6, steps=20),
         Joint(steps=80, batch=32, warm_samples=0),
         (1, 2),
         Judge(samples=20, steps=25),
         NULLS,
     ),
     "deep": Stages(
-        FixedPoint(noises=128, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.75, 0.9), deflations=3),
+        FixedPoint(noises=96, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.9), families=("sde",), deflations=3),
+        Boundary(starts=(-0.9, -0.6, 0.45, 0.6, 0.75, 0.9), noises=96),
         Judge(samples=8, steps=25),
         Joint(steps=150, batch=32, warm_samples=0),
         (3, 4),
@@ -81,7 +87,7 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Backdrift:
-    """Search by :class:`FixedPoint`, refine by :class:`Joint`, judge by what is drawn.
+    """Search by :class:`FixedPoint` and :class:`Boundary`, refine by :class:`Joint`, judge what is drawn.
 
     Ours. Every candidate is screened by a few samples; the best of each family are refined; the best
     of all is frozen, and on fresh seeds its samples are compared with plain ones and with those of
@@ -98,7 +104,7 @@ class Backdrift:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
-        return {"version": 1, "budget": self.budget, "stages": asdict(STAGES[self.budget])}
+        return {"version": 2, "budget": self.budget, "stages": asdict(STAGES[self.budget])}
 
     def most_evaluations(self) -> int:
         """What the budget's stages cost at most."""
@@ -113,6 +119,7 @@ class Backdrift:
         shown = _Steps(progress, stages.cost, meter)
         with model.frozen():
             found = stages.search(model, seed=seed, progress=shown)
+            found += stages.edge(model, seed=seed, progress=shown)
             ranked = _rank(model, stages, found, seed, shown)
             best = ranked[0][1]
             trial = Trial.hold(model, stages.judge, best, stages.nulls, derive_seed(seed, "final"), shown)
@@ -152,7 +159,7 @@ def _rank(
     look = derive_seed(seed, "screen")
     sde = screen(model, stages.screen, tuple(c for c in found if c.family == "sde"), look)
     progress(0, 0, "screened")
-    ode = sorted((c for c in found if c.family == "ode"), key=_unsteadiness)
+    ode = [c for c in found if c.family == "ode"]
     begun = [c for _, c in sde[: stages.refined[0]]] + ode[: stages.refined[1]]
     refined = []
     for candidate in begun:
@@ -160,9 +167,3 @@ def _rank(
         refined.append(replace(better, start=f"{candidate.start}, refined"))
     looked = sde + screen(model, stages.screen, tuple(refined), look)
     return sorted(looked, key=lambda s: -s[0]) + [(float("-inf"), c) for c in ode]
-
-
-def _unsteadiness(candidate: Candidate) -> float:
-    """How much the last rounds changed the gain; an iteration that has run into r stands still."""
-    tail = candidate.history[-3:]
-    return (max(tail) - min(tail)) / max(*tail, 1e-9)

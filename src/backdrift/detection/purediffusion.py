@@ -36,7 +36,7 @@ class PureDiffusion:
         inversion = Inversion(steps=STEPS[self.budget])
         if self.budget == "quick":
             return inversion, Judge(2, 10), Judge(6, 8), NULLS[:2]
-        return inversion, Judge(8, 15), Judge(20, 25), NULLS
+        return inversion, Judge(6, 20), Judge(20, 25), NULLS
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
