@@ -1,0 +1,33 @@
+"""One thread for every test: the same bytes everywhere, and no fight over cores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden.json"
+
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="Rewrite tests/golden.json.")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, list[float]], None]:
+    """Compares numbers with the golden file, or writes them into it with --update-golden."""
+
+    def check(name: str, values: list[float]) -> None:
+        known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+        if request.config.getoption("--update-golden"):
+            known[name] = values
+            GOLDEN.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
+        assert name in known, f"no golden values for {name}: run pytest --update-golden"
+        assert values == pytest.approx(known[name], rel=1e-3, abs=1e-4)
+
+    return check

@@ -1,0 +1,116 @@
+"""The three formats of a report: what a person, a program and a hostile model make of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+from PIL import Image
+
+from backdrift.core.results import Failure, ScanDocument, Verdict
+from backdrift.report.console import render_console
+from backdrift.report.formats import FORMATS, render
+from backdrift.report.html import render_html
+from backdrift.report.json import render_json, schema
+
+from .sample import bare_report, document, report
+
+HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>\u202e\x1b[31m'
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def images(page: str) -> list[Image.Image]:
+    found = []
+    for match in re.finditer(r'<img[^>]*src="data:image/png;base64,([^"]+)"[^>]*>', page):
+        assert 'alt="' in match.group(0)
+        picture = Image.open(io.BytesIO(base64.b64decode(match.group(1))))
+        picture.load()
+        found.append(picture)
+    return found
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_html_shows_the_verdict_and_whole_pictures(verdict: Verdict) -> None:
+    page = render_html(document(report(verdict)))
+    assert str(verdict) in page
+    assert len(images(page)) == (5 if verdict is Verdict.BACKDOORED else 4)
+    assert len(page) < 2_000_000
+    assert "default-src 'none'" in page
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", page)
+
+
+def test_html_escapes_what_comes_from_a_model() -> None:
+    hostile = report()
+    subject = hostile.subject.model_copy(update={"path": HOSTILE, "network": {HOSTILE: HOSTILE}})
+    page = render_html(document(hostile.model_copy(update={"subject": subject})))
+    assert "<img src=x" not in page
+    assert "<script" not in page
+    assert "\u202e" not in page
+    assert "\x1b" not in page
+    assert "onerror=alert(1)&gt;" in page
+
+
+def test_html_without_evidence_or_scores() -> None:
+    page = render_html(document(bare_report()))
+    assert "not measured" in page
+
+
+def test_json_validates_and_round_trips() -> None:
+    whole = document(report(), report(Verdict.NO_EVIDENCE))
+    text = render_json(whole)
+    jsonschema.validate(json.loads(text), schema())
+    again = ScanDocument.model_validate_json(text)
+    assert render_json(again) == text
+    assert "NaN" not in text
+
+
+def test_console_says_what_matters() -> None:
+    text = render_console(document(report()))
+    for words in ("BACKDOORED", report().advice.split()[0], "threshold", "exit code"):
+        assert words in text
+    assert "\x1b" not in text
+    failed = [Failure(path="bad", message="no weights there", exit_code=3)]
+    several = render_console(document(report(), report(Verdict.NO_EVIDENCE), failures=failed))
+    assert "NO EVIDENCE" in several
+    assert "no weights there" in several
+
+
+def test_formats_dispatch() -> None:
+    assert {name: bool(render(document(report()), name)) for name in FORMATS} == dict.fromkeys(
+        FORMATS, True
+    )
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_draws_it(tmp_path: Path, width: int) -> None:
+    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    page.write_text(render_html(document(report())), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
+    quiet = "--disable-background-networking --disable-component-update --disable-sync"
+    subprocess.run(
+        [
+            str(BROWSER),
+            *flags.split(),
+            *quiet.split(),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},1600",
+            f"--screenshot={shot}",
+            page.as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=90,
+    )
+    with Image.open(shot) as drawn:
+        colours = drawn.convert("RGB").getcolors(1 << 20)
+    assert colours is not None
+    assert len(colours) > 50
