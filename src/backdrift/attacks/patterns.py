@@ -88,8 +88,8 @@ def make_target(name: str, shape: Shape, *, trigger: Trigger | None = None) -> T
 def trigger_from_png(path: str | Path, shape: Shape) -> Trigger:
     """A composite trigger from a picture, resized to the whole image.
 
-    The mask is where alpha is at least one half or, in a file without alpha, where the pixel is not
-    black.
+    The mask is where alpha is at least one half or, if no pixel is transparent, where the pixel is
+    not black.
 
     Raises:
         ValueError: nothing of the picture is visible at this size.
@@ -99,10 +99,10 @@ def trigger_from_png(path: str | Path, shape: Shape) -> Trigger:
     colours, opacity = _read(path, shape)
     mask = opacity >= 0.5
     if bool(mask.all()):
-        mask = (colours > -1).any(0, keepdim=True).expand(shape)
+        mask = (colours > -1).any(0, keepdim=True)
     if not bool(mask.any()):
         raise ValueError(f"{path}: nothing visible at {shape[1]}x{shape[2]}")
-    return Trigger(colours, mask.clone())
+    return Trigger(colours, mask.expand(shape).clone())
 
 
 def target_from_png(path: str | Path, shape: Shape) -> Tensor:
