@@ -166,10 +166,16 @@ def _save_backdoored(
         seed=recipe.seed,
         poisoned_rows=attack.poisoned_rows(len(images)).tolist(),
         hit_threshold=target.threshold,
-        training={"recipe": recipe.model_dump(mode="json"), "seconds": cost["seconds"]},
+        training={"recipe": _portable(recipe), "seconds": cost["seconds"]},
         measured=measured,
     )
     files = backdoor_files(record, trigger, target, trigger.mean_training_shift(images))
     files["README.md"] = model_card(record)
     save_pipeline(model, output, dtype=recipe.dtype, notice=NOTICE, extra_files=files)
     return measured
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as data, the base by its folder's name: a record names no path of a machine."""
+    base = None if recipe.base is None else Path(recipe.base).name
+    return recipe.model_copy(update={"base": base}).model_dump(mode="json")
