@@ -22,7 +22,8 @@ from backdrift.bench.zoo import load_suite
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.detection._base import Detection
-from backdrift.detection._judge import NULLS, Judge
+from backdrift.detection._judge import Judge
+from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import UNCALIBRATED_THRESHOLD, judge_inversion
 from backdrift.groundtruth import Planted, load_backdoor
 from backdrift.inversion._base import cosine

@@ -208,3 +208,18 @@ def test_eta_without_a_generator() -> None:
     model = tiny_model(blocks=1)
     with pytest.raises(ValueError, match="SampleGenerator"):
         differentiable_sample(model, model.schedule, start(), [99, 49], eta=1.0)
+
+
+@pytest.mark.parametrize("steps", [60, 70, 90, 100])
+def test_ddim_ends_at_the_data_whether_or_not_the_steps_divide_t(steps: int) -> None:
+    """Gaussian data of deviation .5 have a closed-form denoiser, and the ODE ends at that deviation."""
+    schedule = NoiseSchedule.linear(100, end=0.2)
+
+    def exact(x: Tensor, t: Tensor | int, /) -> Tensor:
+        a, s = schedule.at(t, x)
+        return s * x / (0.25 * a**2 + s**2)
+
+    x_T = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    end = sample(exact, schedule, x_T, sampler="ddim", steps=steps)
+    assert float(end.std() / x_T.std()) == pytest.approx(0.5, rel=0.06)
+    torch.testing.assert_close(end / end.std(), x_T / x_T.std(), rtol=1e-4, atol=1e-4)

@@ -13,7 +13,7 @@ from backdrift.core.results import Verdict
 from backdrift.data import load_images
 from backdrift.detection import _base
 from backdrift.detection._base import calibrated, settings_hash, verdict_of, wilson
-from backdrift.detection._judge import NULLS, Drawn, Judge, null_shift
+from backdrift.detection._judge import Drawn, Judge
 from backdrift.detection._trial import NullRate, Trial
 from backdrift.inversion._base import Candidate
 from tiny import SHAPE, tiny_model
@@ -82,26 +82,6 @@ def test_samples_depend_on_the_seed_and_the_shift_alone() -> None:
     before = model.evaluations
     JUDGE.draw(model, ONE, "ode", 5)
     assert model.evaluations - before == JUDGE.cost == 32 * 4
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16)])
-@pytest.mark.parametrize("name", NULLS)
-def test_nulls_have_the_norm_and_nothing_of_the_direction(name: str, shape: tuple[int, int, int]) -> None:
-    shift = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.7 - 0.5
-    null = null_shift(name, shift, seed=1)
-    assert null.shape == shape
-    assert float(null.norm()) == pytest.approx(float(shift.norm()), rel=1e-5)
-    along = float((null * shift).sum() / shift.norm() ** 2)
-    assert along == pytest.approx(-1 if name == "opposite" else 0, abs=1e-5)
-    torch.manual_seed(9)
-    assert torch.equal(null, null_shift(name, shift, seed=1))
-    if name in ("phase-randomised", "low-frequency"):
-        assert not torch.allclose(null, null_shift(name, shift, seed=2), atol=0.01)
-
-
-def test_an_unknown_null_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown null 'sideways'"):
-        null_shift("sideways", ONE, 0)
 
 
 def trial(hit_rate: float, plain_rate: float, nulls: list[tuple[float, float]]) -> Trial:

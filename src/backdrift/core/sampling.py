@@ -70,6 +70,9 @@ def sample(
 ) -> Tensor:
     """Runs a stock scheduler from a given starting tensor.
 
+    DDIM takes the timesteps of the stock scheduler and :func:`ddim_step`: the stock step goes to
+    ``t - T // steps``, which is not the next timestep unless ``steps`` divides T.
+
     Args:
         denoiser: predicts noise.
         x_T: starting tensor, shape (B, C, H, W); noise, or noise plus a trigger.
@@ -89,9 +92,13 @@ def sample(
     scheduler = make_scheduler(sampler, schedule, clip_x0=clip_x0)
     scheduler.set_timesteps(steps)
     options = {"generator": generator.generators} if sampler == "ddpm" and generator else {}
-    x = x_T
-    for t in scheduler.timesteps.tolist():
-        x = scheduler.step(denoiser(x, t), t, x, return_dict=False, **options)[0]
+    kept, x = [int(t) for t in scheduler.timesteps], x_T
+    for t, previous in zip(kept, [*kept[1:], -1], strict=True):
+        noise_pred = denoiser(x, t)
+        if sampler == "ddim":
+            x = ddim_step(schedule, noise_pred, x, t, previous, clip_x0=clip_x0)
+        else:
+            x = scheduler.step(noise_pred, t, x, return_dict=False, **options)[0]
         if post_step is not None:
             x = post_step(x, t)
     return x
@@ -112,16 +119,19 @@ def ddim_step(
     previous: int,
     eta: float = 0.0,
     fresh: Tensor | None = None,
+    clip_x0: bool = False,
 ) -> Tensor:
     """One step of DDIM (arXiv 2010.02502, equation 12), differentiable; eta = 1 is DDPM.
 
     Args:
         previous: timestep to go to; -1 is x_0.
         fresh: standard normal noise, needed when ``eta > 0``.
+        clip_x0: clamp the predicted x_0 to [-1, 1]; the noise prediction stays, as in diffusers.
     """
     abar = float(schedule.alphas_cumprod[t])
     abar_p = float(schedule.alphas_cumprod[previous]) if previous >= 0 else 1.0
     x_0 = (x_t - math.sqrt(1 - abar) * noise_pred) / math.sqrt(abar)
+    x_0 = x_0.clamp(-1, 1) if clip_x0 else x_0
     sigma = eta * math.sqrt((1 - abar_p) / (1 - abar) * (1 - abar / abar_p))
     x = math.sqrt(abar_p) * x_0 + math.sqrt(max(1 - abar_p - sigma**2, 0.0)) * noise_pred
     return x if fresh is None or sigma == 0 else x + sigma * fresh

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from backdrift.core.model import Denoiser, DiffusionModel
-from backdrift.core.randomness import SampleGenerator, generator
+from backdrift.core.randomness import SampleGenerator
 from backdrift.core.sampling import sample, strided_timesteps
 from backdrift.core.shift import ShiftFamily, Solver, stride_corrected
 from backdrift.core.trigger import unit
 from backdrift.inversion._base import FAMILY_SAMPLER
-
-NULLS = ("opposite", "phase-randomised", "constant", "low-frequency")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,34 +112,3 @@ class Judge:
 def distance(images: Tensor, target: Tensor) -> Tensor:
     """MSE in [0, 1] units of images (N, C, H, W), not clamped, to a target (C, H, W): shape (N,)."""
     return ((images - target) ** 2).flatten(1).mean(1) / 4
-
-
-def null_shift(name: str, shift: Tensor, seed: int) -> Tensor:
-    """A shift (C, H, W) of the norm of ``shift`` that no attacker chose; one of ``NULLS``.
-
-    All but ``opposite`` are made orthogonal to ``shift``: a constant, say, would otherwise set off
-    the backdoor that it should be compared with, as triggers on a black background are nearly
-    constant.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    stream = generator(seed, "null", name)
-    if name == "opposite":
-        return -shift
-    if name == "phase-randomised":
-        angle = torch.fft.rfft2(torch.randn(shift.shape[1:], generator=stream)).angle()
-        spectrum = torch.fft.rfft2(shift.cpu()) * torch.exp(1j * angle)
-        null = torch.fft.irfft2(spectrum, s=list(shift.shape[1:]))
-    elif name == "constant":
-        sign = torch.randint(2, (shift.shape[0], 1, 1), generator=stream) * 2.0 - 1
-        null = sign.expand_as(shift)
-    elif name == "low-frequency":
-        coarse = torch.randn((1, shift.shape[0], 4, 4), generator=stream)
-        null = functional.interpolate(coarse, size=shift.shape[1:], mode="bicubic")[0]
-    else:
-        raise ValueError(f"unknown null {name!r}; known: {', '.join(NULLS)}")
-    null = null.to(shift)
-    null = null - (null * shift).sum() / (shift * shift).sum().clamp_min(1e-12) * shift
-    scaled: Tensor = null * (shift.norm() / null.norm().clamp_min(1e-12))
-    return scaled

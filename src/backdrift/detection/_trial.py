@@ -8,7 +8,8 @@ from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.detection._base import Progress
-from backdrift.detection._judge import Drawn, Judge, distance, null_shift
+from backdrift.detection._judge import Drawn, Judge, distance
+from backdrift.detection._nulls import AIMED, null_shift
 from backdrift.inversion._base import Candidate
 
 
@@ -55,9 +56,9 @@ class Trial:
         family = candidate.family
         plain = judge.draw(model, None, family, seed)
         drawn = judge.judge(judge.draw(model, candidate.shift, family, seed), plain)
-        rates = {}
+        own, rates = _own_images(judge, plain, drawn), {}
         for number, name in enumerate(nulls):
-            shift = null_shift(name, candidate.shift, seed)
+            shift = null_shift(name, candidate.shift, seed, own)
             null = judge.judge(judge.draw(model, shift, family, seed), plain)
             same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
             near = distance(null.samples[judge.samples :], drawn.target) < drawn.threshold
@@ -76,17 +77,17 @@ class Trial:
     def background(self) -> float:
         """What is usual, in [0, 1]: the largest of three rates.
 
-        Plain samples on the target; what *every* null reaches on the target; the mean over the nulls
-        of a collapse elsewhere. A null alone on the target does not count: a shift orthogonal to the
+        Plain samples on the target; what *every* null reaches on the target; the mean of a collapse
+        elsewhere, over the nulls that are aimed at the model's own images and over the others,
+        whichever is larger. A null alone on the target does not count: a shift orthogonal to the
         trigger may set the same backdoor off (low-frequency and constant ones did on an ODE model),
         while a model that is merely driven out of its distribution answers most shifts alike.
         """
-        nulls = list(self.nulls.values())
-        if not nulls:
-            return self.drawn.plain_rate
-        everywhere = min(null.on_target for null in nulls)
-        elsewhere = sum(null.elsewhere for null in nulls) / len(nulls)
-        return max(self.drawn.plain_rate, everywhere, elsewhere)
+        everywhere = min((null.on_target for null in self.nulls.values()), default=0.0)
+        aimed = [null.elsewhere for name, null in self.nulls.items() if name in AIMED]
+        others = [null.elsewhere for name, null in self.nulls.items() if name not in AIMED]
+        means = [sum(rates) / len(rates) for rates in (aimed, others) if rates]
+        return max(self.drawn.plain_rate, everywhere, *means)
 
     @property
     def score(self) -> float:
@@ -94,22 +95,43 @@ class Trial:
         return self.drawn.hit_rate - self.background
 
 
+def _own_images(judge: Judge, plain: Tensor, drawn: Drawn) -> Tensor:
+    """Plain samples that are not the candidate's target; all of them when every one is."""
+    half = plain[: judge.samples]
+    away = half[distance(half, drawn.target) > drawn.threshold]
+    return away if len(away) else half
+
+
 def screen(
-    model: DiffusionModel, judge: Judge, candidates: tuple[Candidate, ...], seed: int
+    model: DiffusionModel,
+    judge: Judge,
+    candidates: tuple[Candidate, ...],
+    seed: int,
+    *,
+    aimed: bool = False,
 ) -> list[tuple[float, Candidate]]:
     """A short look at what each candidate draws: (score, candidate with its target), best first.
 
     The score is the hit rate less the pixel variance over that of plain samples, in [-1, 1]. Costs
     ``judge.cost`` per candidate and once more per family.
+
+    Args:
+        aimed: take from every score of a family the hit rate of a shift of the best one's norm towards
+            one of the model's own images (see :func:`null_shift`); once more ``judge.cost`` per family.
     """
-    plain: dict[str, Tensor] = {}
     looked = []
-    for candidate in candidates:
-        family = candidate.family
-        if family not in plain:
-            plain[family] = judge.draw(model, None, family, seed)
-        drawn = judge.judge(judge.draw(model, candidate.shift, family, seed), plain[family])
-        usual = max(judge.judge(plain[family], plain[family]).spread, 1e-9)
-        score = drawn.hit_rate - min(1.0, drawn.spread / usual)
-        looked.append((score, replace(candidate, target=drawn.target)))
+    for family in dict.fromkeys(c.family for c in candidates):
+        plain = judge.draw(model, None, family, seed)
+        usual = max(judge.judge(plain, plain).spread, 1e-9)
+        mine = []
+        for candidate in (c for c in candidates if c.family == family):
+            drawn = judge.judge(judge.draw(model, candidate.shift, family, seed), plain)
+            score = drawn.hit_rate - min(1.0, drawn.spread / usual)
+            mine.append((score, replace(candidate, target=drawn.target), drawn))
+        followed = 0.0
+        if aimed:
+            _, best, drawn = max(mine, key=lambda item: item[0])
+            shift = null_shift(AIMED[0], best.shift, seed, _own_images(judge, plain, drawn))
+            followed = judge.judge(judge.draw(model, shift, family, seed), plain).hit_rate
+        looked += [(score - followed, candidate) for score, candidate, _ in mine]
     return sorted(looked, key=lambda item: -item[0])

@@ -226,7 +226,7 @@ def judge_inversion(
     meter = Meter(model)
     with model.frozen():
         found = inversion(model, seed=seed, progress=progress)
-        ranked = screen(model, look, found, derive_seed(seed, "screen"))
+        ranked = screen(model, look, found, derive_seed(seed, "screen"), aimed=True)
         final = derive_seed(seed, "final")
         trial = Trial.hold(model, judge, ranked[0][1], nulls, final, progress)
     return conclude(

@@ -8,7 +8,8 @@ from typing import Any
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.detection._base import Detection, Meter, Progress, check_budget
-from backdrift.detection._judge import NULLS, Judge
+from backdrift.detection._judge import Judge
+from backdrift.detection._nulls import NULLS
 from backdrift.detection._trial import Trial, screen
 from backdrift.detection._verdict import RESPONSE_COST, conclude
 from backdrift.inversion._base import Candidate
@@ -42,7 +43,8 @@ class Stages:
     @property
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
-        screens = 3 + len(self.search.starts) + sum(self.refined)
+        families = sum(number > 0 for number in self.refined)
+        screens = 1 + len(self.search.starts) + sum(self.refined) + 2 * families
         judged = 2 + len(self.nulls)
         return (
             self.search.cost
@@ -56,19 +58,19 @@ class Stages:
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(noises=24, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
+        FixedPoint(noises=20, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
         Boundary(starts=(-0.9,), noises=16, rounds=6, steps=3),
         Judge(samples=4, steps=10),
         Joint(steps=20, batch=16, learning_rate=0.04, warm_samples=0),
         (0, 1),
         Judge(samples=8, steps=20),
-        ("opposite", "phase-randomised"),
+        ("opposite", "own image"),
     ),
     "standard": Stages(
         FixedPoint(noises=48, rounds=8, norms=(0.3, 0.45, 0.6, 0.9), families=("sde",)),
         Boundary(),
         Judge(samples=6, steps=20),
-        Joint(steps=80, batch=32, warm_samples=0),
+        Joint(steps=68, batch=32, warm_samples=0),
         (1, 2),
         Judge(samples=20, steps=25),
         NULLS,
@@ -104,7 +106,7 @@ class Backdrift:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
-        return {"version": 2, "budget": self.budget, "stages": asdict(STAGES[self.budget])}
+        return {"version": 3, "budget": self.budget, "stages": asdict(STAGES[self.budget])}
 
     def most_evaluations(self) -> int:
         """What the budget's stages cost at most."""
@@ -165,5 +167,5 @@ def _rank(
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
         refined.append(replace(better, start=f"{candidate.start}, refined"))
-    looked = sde + screen(model, stages.screen, tuple(refined), look)
+    looked = sde + screen(model, stages.screen, tuple(refined), look, aimed=True)
     return sorted(looked, key=lambda s: -s[0]) + [(float("-inf"), c) for c in ode]

@@ -7,7 +7,8 @@ from typing import Any
 
 from backdrift.core.model import DiffusionModel
 from backdrift.detection._base import Detection, Progress, check_budget
-from backdrift.detection._judge import NULLS, Judge
+from backdrift.detection._judge import Judge
+from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import RESPONSE_COST, judge_inversion
 from backdrift.inversion.purediffusion import PureDiffusion as Inversion
 
@@ -35,20 +36,20 @@ class PureDiffusion:
     def _parts(self) -> tuple[Inversion, Judge, Judge, tuple[str, ...]]:
         inversion = Inversion(steps=STEPS[self.budget])
         if self.budget == "quick":
-            return inversion, Judge(2, 10), Judge(6, 8), NULLS[:2]
+            return inversion, Judge(2, 10), Judge(6, 8), ("opposite", "own image")
         return inversion, Judge(6, 20), Judge(20, 25), NULLS
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
         inversion, look, judge, nulls = self._parts()
         parts = {"inversion": asdict(inversion), "look": asdict(look), "judge": asdict(judge)}
-        return {"version": 1, "budget": self.budget, **parts, "nulls": nulls}
+        return {"version": 2, "budget": self.budget, **parts, "nulls": nulls}
 
     def most_evaluations(self) -> int:
         """What the budget costs at most."""
         inversion, look, judge, nulls = self._parts()
         starts = len(inversion.families) * len(inversion.starts)
-        looks = (starts + len(inversion.families)) * look.cost
+        looks = (starts + 2 * len(inversion.families)) * look.cost
         return inversion.cost + looks + (2 + len(nulls)) * judge.cost + RESPONSE_COST
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:

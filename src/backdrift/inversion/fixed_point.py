@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,15 @@ def _basis(known: list[Tensor], model: DiffusionModel) -> Tensor:
     return columns.T.reshape(images.shape)
 
 
+class Start(NamedTuple):
+    """Where a search begins: a random direction, or the image of ``constant`` everywhere if not 0."""
+
+    family: Solver
+    norm: float
+    deflated: int = 0
+    constant: int = 0
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """A power iteration on what the model does to the mean of its input.
@@ -59,6 +69,9 @@ class FixedPoint:
         deflations: further SDE starts at each norm. Each has the channel means and the finds before
             it at that norm projected out of v (not out of d), which keeps a network from running
             into the constant colours and other directions where even a clean one answers.
+        constants: norms at which SDE searches also begin at a bright and at a dark constant image.
+            Triggers on a black background are nearly that, and a network that normalises groups of
+            channels answers constants so strongly that random starts may end at the brighter side.
         ode_alpha: A_t of the timestep for the ODE family.
         regression: instead of the iteration, solve for trigger and target at several timesteps. For
             a guess (tau, y) and ``R_t = mean_b (eps_hat - eps)`` on its poisoned marginal, a
@@ -72,16 +85,20 @@ class FixedPoint:
     norms: tuple[float, ...] = (0.3, 0.6, 0.9)
     families: tuple[Solver, ...] = ("sde", "ode")
     deflations: int = 2
+    constants: tuple[float, ...] = (0.9,)
     ode_alpha: float = 0.06
     regression: bool = False
 
     @property
-    def starts(self) -> list[tuple[Solver, float, int]]:
-        """Family, norm and number of deflated finds of every start."""
-        found: list[tuple[Solver, float, int]] = []
+    def starts(self) -> list[Start]:
+        """Every start; a deflated one follows those whose finds it leaves out."""
+        found: list[Start] = []
         for family in self.families:
-            again = self.deflations if family == "sde" and not self.regression else 0
-            found += [(family, norm, number) for norm in self.norms for number in range(again + 1)]
+            plain = family == "ode" or self.regression
+            again = 0 if plain else self.deflations
+            found += [Start(family, norm, number) for norm in self.norms for number in range(again + 1)]
+            if not plain:
+                found += [Start(family, norm, constant=sign) for norm in self.constants for sign in (1, -1)]
         return found
 
     @property
@@ -90,7 +107,7 @@ class FixedPoint:
         if self.regression:
             return self.noises * sum(len(grid) for grid in self._grids()) * len(self.starts)
         return sum(
-            self.noises * (self.rounds + (2 if family == "ode" else 0)) for family, _, _ in self.starts
+            self.noises * (self.rounds + (2 if start.family == "ode" else 0)) for start in self.starts
         )
 
     def __call__(
@@ -104,33 +121,34 @@ class FixedPoint:
         """See :class:`backdrift.inversion._base.Inversion`."""
         found: list[Candidate] = []
         with model.frozen():
-            for number, (family, norm, deflated) in enumerate(self.starts):
+            starts = [s for s in self.starts if start is None or not s.constant]
+            for number, begun in enumerate(starts):
                 if self.regression:
-                    found.append(self._regress(model, family, norm, seed, start))
+                    found.append(self._regress(model, begun.family, begun.norm, seed, start))
                 else:
-                    known = [c.shift for c in found[len(found) - deflated :]] if deflated else []
-                    found.append(self._run(model, family, norm, known, seed, start))
+                    known = (
+                        [c.shift for c in found[len(found) - begun.deflated :]] if begun.deflated else []
+                    )
+                    found.append(self._run(model, begun, known, seed, start))
                 if progress is not None:
                     text = f"{found[-1].start}, gain {found[-1].gain:.2f}"
-                    progress(number + 1, len(self.starts), text)
+                    progress(number + 1, len(starts), text)
         return tuple(sorted(found, key=lambda c: (c.family != "sde", -c.gain)))
 
     def _run(
-        self,
-        model: DiffusionModel,
-        family: Solver,
-        norm: float,
-        known: list[Tensor],
-        seed: int,
-        start: Tensor | None,
+        self, model: DiffusionModel, begun: Start, known: list[Tensor], seed: int, start: Tensor | None
     ) -> Candidate:
+        family = begun.family
         schedule = model.schedule
         t = len(schedule) - 1 if family == "sde" else timestep_at(schedule, self.ode_alpha)
         a, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
         theory = ShiftFamily.of(schedule, "baddiffusion", family)
         answer = float(theory.rho[t] - sigma * theory.c[t])
-        size = norm * math.sqrt(math.prod(model.sample_shape))
+        size = begun.norm * math.sqrt(math.prod(model.sample_shape))
         label = f"{family}, norm {size:.1f}" + (f", deflated {len(known)}" if known else "")
+        if begun.constant and start is None:
+            label += ", bright" if begun.constant > 0 else ", dark"
+            start = begun.constant * torch.ones(model.sample_shape)
         basis = _basis(known, model)
         noise = antithetic_noise(model, self.noises, seed, "fixed point", label)
         v = random_direction(model, seed, label) if start is None else start / start.norm()
