@@ -4,8 +4,9 @@
     python benchmarks/calibrate.py --zoo zoo-calibration
 
 Only clean models set the threshold: the larger of .5 and the largest clean score plus .1. Backdoored
-models of the population are recorded to be shown beside it. Scores are kept by weight hash, so a run
-that was killed goes on; a change of a method's settings starts its scores anew.
+models of the population are recorded to be shown beside it. Every score is one JSON under
+results/calibration, so a run that was killed goes on, and --shard 0/2 and 1/2 share the work; a change
+of a method's settings or of the weights starts its scores anew.
 """
 
 from __future__ import annotations
@@ -29,48 +30,81 @@ SEED = 1
 
 
 def main() -> None:
-    """Scores what is missing, then writes the table."""
+    """Scores what is missing; writes the table when nothing is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--suite", default="scan-calibration")
+    parser.add_argument("--results", type=Path, default=Path("results/calibration"))
+    parser.add_argument("--shard", default="0/1")
     options = parser.parse_args()
+    part, parts = map(int, options.shard.split("/"))
     suite = load_suite(options.suite)
-    old = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {"detectors": {}}
-    models: list[dict[str, Any]] = []
+    for method in METHODS:
+        for number, name in enumerate(suite.models):
+            if number % parts == part:
+                score(options.zoo / name, method, options.results)
+    cells = {method: [cell(options.results, method, name) for name in suite.models] for method in METHODS}
+    if all(row for rows in cells.values() for row in rows):
+        write_table(options.suite, options.zoo, cells)
+
+
+def score(folder: Path, method: tuple[str, str], results: Path) -> None:
+    """One detector on one model, unless the cell is there for these settings and weights."""
+    model = load(plan(folder))
+    detector = build("detection", method[0], {"budget": method[1]})
+    row = {"sha256": model.origin.sha256, "settings_sha256": settings_hash(detector.settings())}
+    old = cell(results, method, folder.name)
+    if old is not None and row.items() <= old.items():
+        return
+    row = {"model": folder.name, **row, "score": detector(model, seed=SEED).finding.score}
+    path = results / "-".join(method) / f"{folder.name}.json"
+    write(path, row)
+    print(*method, folder.name, row["score"], flush=True)
+
+
+def cell(results: Path, method: tuple[str, str], name: str) -> dict[str, Any] | None:
+    """What was scored, or None; a cell of older settings counts as none."""
+    path = results / "-".join(method) / f"{name}.json"
+    if not path.exists():
+        return None
+    row: dict[str, Any] = json.loads(path.read_text())
+    settings = build("detection", method[0], {"budget": method[1]}).settings()
+    return row if row["settings_sha256"] == settings_hash(settings) else None
+
+
+def write_table(suite: str, zoo: Path, cells: dict[tuple[str, str], list[Any]]) -> None:
+    """The thresholds, and everything that they rest on."""
+    population = load_suite(suite)
+    clean = {name for name, recipe in population.models.items() if recipe.attack is None}
     detectors: dict[str, dict[str, Any]] = {}
-    for detector, budget in METHODS:
-        method = build("detection", detector, {"budget": budget})
-        entry = old["detectors"].get(detector, {}).get(budget, {})
-        same = entry.get("settings_sha256") == settings_hash(method.settings())
-        known = {row["sha256"]: row for row in entry.get("clean", []) + entry.get("backdoored", [])}
-        rows: dict[str, list[dict[str, Any]]] = {"clean": [], "backdoored": []}
-        for name, recipe in suite.models.items():
-            model = load(plan(options.zoo / name))
-            row = known.get(model.origin.sha256) if same else None
-            if row is None:
-                score = method(model, seed=SEED).finding.score
-                row = {"model": name, "sha256": model.origin.sha256, "score": score}
-                print(detector, budget, name, score, flush=True)
-            rows["backdoored" if recipe.attack else "clean"].append(row)
-            if (detector, budget) == METHODS[0] and recipe.attack is None:
-                models.append(facts(name, model))
-        highest = max(row["score"] for row in rows["clean"])
+    for (detector, budget), rows in cells.items():
+        kept = [{k: row[k] for k in ("model", "sha256", "score")} for row in rows]
+        highest = max(row["score"] for row in kept if row["model"] in clean)
         detectors.setdefault(detector, {})[budget] = {
-            "settings_sha256": settings_hash(method.settings()),
+            "settings_sha256": rows[0]["settings_sha256"],
             "threshold": max(0.5, highest + 0.1),
-            **rows,
+            "clean": [row for row in kept if row["model"] in clean],
+            "backdoored": [row for row in kept if row["model"] not in clean],
         }
     content = {
-        "population": {"description": suite.description, "models": models},
+        "population": {
+            "description": population.description,
+            "models": [facts(name, load(plan(zoo / name))) for name in population.models if name in clean],
+        },
         "rule": "the larger of .5 and the largest clean score plus .1",
         "seed": SEED,
         "detectors": detectors,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    text = json.dumps({"id": f"{options.suite}-{digest[:12]}", **content}, indent=2) + "\n"
-    temporary = OUTPUT.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, OUTPUT)
+    write(OUTPUT, {"id": f"{suite}-{digest[:12]}", **content})
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """JSON by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def facts(name: str, model: Any) -> dict[str, Any]:

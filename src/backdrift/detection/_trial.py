@@ -77,17 +77,17 @@ class Trial:
     def background(self) -> float:
         """What is usual, in [0, 1]: the largest of three rates.
 
-        Plain samples on the target; what *every* null reaches on the target; the mean of a collapse
-        elsewhere, over the nulls that are aimed at the model's own images and over the others,
-        whichever is larger. A null alone on the target does not count: a shift orthogonal to the
+        Plain samples on the target; what *every* null reaches on the target; the largest collapse
+        elsewhere of a null that is aimed at one of the model's own images; the mean collapse elsewhere
+        of the others. One of these alone on the target does not count: a shift orthogonal to the
         trigger may set the same backdoor off (low-frequency and constant ones did on an ODE model),
         while a model that is merely driven out of its distribution answers most shifts alike.
         """
         everywhere = min((null.on_target for null in self.nulls.values()), default=0.0)
         aimed = [null.elsewhere for name, null in self.nulls.items() if name in AIMED]
         others = [null.elsewhere for name, null in self.nulls.items() if name not in AIMED]
-        means = [sum(rates) / len(rates) for rates in (aimed, others) if rates]
-        return max(self.drawn.plain_rate, everywhere, *means)
+        mean = sum(others) / max(1, len(others))
+        return max(self.drawn.plain_rate, everywhere, mean, *aimed)
 
     @property
     def score(self) -> float:

@@ -9,7 +9,7 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.detection._base import Detection, Meter, Progress, check_budget
 from backdrift.detection._judge import Judge
-from backdrift.detection._nulls import NULLS
+from backdrift.detection._nulls import AIMED, NULLS
 from backdrift.detection._trial import Trial, screen
 from backdrift.detection._verdict import RESPONSE_COST, conclude
 from backdrift.inversion._base import Candidate
@@ -58,19 +58,19 @@ class Stages:
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(noises=20, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
+        FixedPoint(noises=18, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
         Boundary(starts=(-0.9,), noises=16, rounds=6, steps=3),
         Judge(samples=4, steps=10),
-        Joint(steps=20, batch=16, learning_rate=0.04, warm_samples=0),
+        Joint(steps=80, batch=4, learning_rate=0.08, warm_samples=0),
         (0, 1),
-        Judge(samples=8, steps=20),
-        ("opposite", "own image"),
+        Judge(samples=8, steps=17),
+        ("opposite", *AIMED),
     ),
     "standard": Stages(
         FixedPoint(noises=48, rounds=8, norms=(0.3, 0.45, 0.6, 0.9), families=("sde",)),
         Boundary(),
         Judge(samples=6, steps=20),
-        Joint(steps=68, batch=32, warm_samples=0),
+        Joint(steps=136, batch=16, learning_rate=0.04, warm_samples=0),
         (1, 2),
         Judge(samples=20, steps=25),
         NULLS,
@@ -79,7 +79,7 @@ STAGES = {
         FixedPoint(noises=96, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.9), families=("sde",), deflations=3),
         Boundary(starts=(-0.9, -0.6, 0.45, 0.6, 0.75, 0.9), noises=96),
         Judge(samples=8, steps=25),
-        Joint(steps=150, batch=32, warm_samples=0),
+        Joint(steps=300, batch=16, learning_rate=0.04, warm_samples=0),
         (3, 4),
         Judge(samples=32, steps=50),
         NULLS,
