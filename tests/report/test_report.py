@@ -89,28 +89,47 @@ def test_formats_dispatch() -> None:
     )
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
-@pytest.mark.parametrize("width", [1280, 500])
-def test_a_browser_draws_it(tmp_path: Path, width: int) -> None:
-    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
-    page.write_text(render_html(document(report())), encoding="utf-8")
+FRAME = """<!doctype html><body style="margin:0"><iframe id="f" src="report.html"
+style="width:{width}px;height:900px;border:0"></iframe><pre id="out"></pre><script>
+f.onload = () => {{
+  const page = f.contentDocument, edge = page.documentElement.clientWidth + 1;
+  const wide = [...page.querySelectorAll("*")].filter(
+    e => e.getBoundingClientRect().right > edge && !e.closest(".scroll"));
+  out.textContent = [page.documentElement.scrollWidth <= edge, wide.map(e => e.outerHTML.slice(0, 80))];
+}};
+</script>"""
+
+
+def browse(profile: Path, page: Path, *options: str) -> str:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
     quiet = "--disable-background-networking --disable-component-update --disable-sync"
-    subprocess.run(
-        [
-            str(BROWSER),
-            *flags.split(),
-            *quiet.split(),
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--window-size={width},1600",
-            f"--screenshot={shot}",
-            page.as_uri(),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=90,
-    )
+    command = [str(BROWSER), *flags.split(), *quiet.split(), f"--user-data-dir={profile}", *options]
+    done = subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=90, text=True)
+    return done.stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_a_browser_draws_it(tmp_path: Path, scheme: int) -> None:
+    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    page.write_text(render_html(document(report())), encoding="utf-8")
+    look = f"--blink-settings=preferredColorScheme={scheme}"
+    browse(tmp_path / "profile", page, look, "--window-size=1280,1600", f"--screenshot={shot}")
     with Image.open(shot) as drawn:
         colours = drawn.convert("RGB").getcolors(1 << 20)
+        corner = drawn.convert("L").getpixel((2, 2))
     assert colours is not None
     assert len(colours) > 50
+    assert isinstance(corner, int)
+    assert (corner < 64) == (scheme == 0)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen(tmp_path: Path, width: int) -> None:
+    """In a frame, because a window of a headless browser is never as narrow as a phone."""
+    (tmp_path / "report.html").write_text(render_html(document(report())), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
+    options = ("--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom")
+    drawn = browse(tmp_path / "profile", tmp_path / "frame.html", *options)
+    assert '<pre id="out">true,</pre>' in drawn

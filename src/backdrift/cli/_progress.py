@@ -44,21 +44,23 @@ def _bar(title: str) -> Iterator[Progress]:
 
 
 def _lines(title: str) -> Progress:
-    started, last = time.monotonic(), -SECONDS_BETWEEN_LINES
+    """Time left is told from the pace since the count last began, at 0, after a resume or a new part."""
+    started, last, before = time.monotonic(), -SECONDS_BETWEEN_LINES, 0
+    begun: tuple[float, int] | None = None
 
     def show(done: int, total: int, text: str) -> None:
-        nonlocal last
+        nonlocal last, before, begun
         now = time.monotonic() - started
+        if begun is None or done < before:
+            begun = (now, done)
+        before = done
         if now - last < SECONDS_BETWEEN_LINES and done < total:
             return
         if done == total and now - last < 1:
             return
         last = now
-        left = now / done * (total - done) if done else 0.0
-        print(  # noqa: T201
-            f"{title}: {done}/{total}, {now:.0f} s, about {left:.0f} s left, {text}",
-            file=sys.stderr,
-            flush=True,
-        )
+        pace = (now - begun[0]) / (done - begun[1]) if done > begun[1] else None
+        left = "" if pace is None else f" about {pace * (total - done):.0f} s left,"
+        print(f"{title}: {done}/{total}, {now:.0f} s,{left} {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     return show

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from backdrift.core.results import ScanDocument
-from backdrift.report.text import number, percent, plural, visible
+from backdrift.report.text import moment, number, percent, plural, visible
 from backdrift.report.views import report_views
 
 _MAX_CHARACTERS = 1000
@@ -35,7 +35,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, plural=plural)
+    environment.filters.update(moment=moment, number=number, percent=percent, plural=plural)
     return environment
 
 

@@ -38,6 +38,11 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def moment(stamp: str) -> str:
+    """An ISO time of a report as people write it: ``2026-11-21 22:58:48 UTC``."""
+    return stamp.replace("T", " ").replace("+00:00", " UTC")
+
+
 def percent(rate: float) -> str:
     """A rate in per cent with one decimal."""
     return f"{100 * rate:.1f}%"

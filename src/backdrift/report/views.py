@@ -48,13 +48,12 @@ class CurveView:
 
 @dataclass(frozen=True)
 class FindingView:
-    """A finding with its plots; ``agreement`` pairs each row of the matrix with its label."""
+    """A finding with its plots."""
 
     finding: Finding
     scores_plot: Markup | None
     rate: str
     curves: list[CurveView]
-    agreement: list[tuple[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ class ReportView:
     headline: Finding | None
     findings: list[FindingView]
     evidence: list[EvidenceView]
-    facts: list[tuple[str, str]]
+    schedule: list[tuple[str, str]]
+    network: list[tuple[str, str]]
     configuration: list[tuple[str, str]]
     limits: list[str]
 
@@ -95,29 +95,25 @@ def report_views(reports: list[Report]) -> list[ReportView]:
 
 def _report_view(report: Report, budget: int) -> ReportView:
     subject = report.subject
-    facts = {"schedule": subject.schedule, "network": subject.network}
     limits = [UNCALIBRATED_LIMIT] if report.uncalibrated else []
     return ReportView(
         report=report,
         headline=headline(report),
         findings=[_finding_view(finding) for finding in report.findings],
         evidence=[_evidence_view(item, report.verdict, budget) for item in report.evidence],
-        facts=_rows(facts),
+        schedule=_rows({"schedule": subject.schedule}),
+        network=_rows(subject.network),
         configuration=_rows(report.config),
         limits=[*limits, *LIMITS],
     )
 
 
 def _finding_view(finding: Finding) -> FindingView:
-    names = [restart.name for restart in finding.restarts]
-    if len(names) != len(finding.agreement):
-        names = [str(index + 1) for index in range(len(finding.agreement))]
     return FindingView(
         finding=finding,
         scores_plot=_scores_plot(finding),
         rate=false_positive_rate(finding.calibration),
         curves=[CurveView(curve, line_plot(curve)) for curve in finding.curves],
-        agreement=list(zip(names, finding.agreement, strict=True)),
     )
 
 
