@@ -25,6 +25,7 @@ class Backdoor(BaseModel):
         attack: name of the attack and its settings.
         poison_rate: in [0, 1].
         sampler_family: the kind of sampler it was derived for.
+        data: name of the data set; ``data_sha256`` is that of its images at the model's shape.
         poisoned_rows: indices of the poisoned rows of the data set.
         hit_threshold: MSE in [0, 1] units below which a sample counts as the target.
         measured: what was measured after training, for example ``asr``.
@@ -44,6 +45,7 @@ class Backdoor(BaseModel):
     poison_rate: float = Field(ge=0, le=1)
     sampler_family: Literal["sde", "ode"]
     data: str
+    data_sha256: str = ""
     seed: int
     poisoned_rows: list[int]
     hit_threshold: float

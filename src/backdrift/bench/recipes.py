@@ -16,7 +16,7 @@ from backdrift.attacks.patterns import make_target, make_trigger
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.core.trigger import Target, Trigger
-from backdrift.data import load_images
+from backdrift.data import ImageSet, OnBad, load_dataset
 from backdrift.groundtruth import NOTICE, Backdoor, backdoor_files, model_card
 from backdrift.io.load import load
 from backdrift.io.networks import new_model
@@ -33,6 +33,8 @@ class Recipe(BaseModel):
     """How a model is made.
 
     Args:
+        data: a data set, see :func:`backdrift.data.load_dataset`.
+        on_bad: what becomes of an image of it that cannot be read.
         base: folder of a checkpoint to go on from; from scratch without one.
         shape: (C, H, W), from scratch; a base brings its own.
         seed: of the weights, the rows, the noise and the poison split.
@@ -47,6 +49,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = "digits"
+    on_bad: OnBad = "refuse"
     base: str | None = None
     shape: tuple[int, int, int] = (1, 16, 16)
     width: int = 24
@@ -83,7 +86,8 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
         else None
     )
     model = _start(recipe)
-    images = load_images(recipe.data, model.sample_shape)
+    data = load_dataset(recipe.data, model.sample_shape, on_bad=recipe.on_bad)
+    images = data.images
     planted = _plant(recipe, model, images) if attack is not None else None
     batch = clean_batch(model, images)
     if attack is not None and planted is not None:
@@ -93,7 +97,7 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         seed=recipe.seed,
-        run=recipe.model_dump_json(),
+        run=f"{recipe.model_dump_json()} {data.sha256}",
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     state = output.parent / f".{output.name}.state"
@@ -101,7 +105,7 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
     if attack is None or planted is None:
         save_pipeline(model, output, dtype=recipe.dtype)
     else:
-        cost["measured"] = _save_backdoored(recipe, model, attack, planted, images, cost, output)
+        cost["measured"] = _save_backdoored(recipe, model, attack, planted, data, cost, output)
     shutil.rmtree(state, ignore_errors=True)
     return cost
 
@@ -140,7 +144,7 @@ def _save_backdoored(
     model: DiffusionModel,
     attack: Any,
     planted: tuple[Trigger, Target],
-    images: Tensor,
+    data: ImageSet,
     cost: dict[str, Any],
     output: Path,
 ) -> dict[str, Any]:
@@ -162,20 +166,21 @@ def _save_backdoored(
         trigger_norm=float(trigger.shift.norm()),
         poison_rate=attack.poison_rate,
         sampler_family=attack.sampler_family,
-        data=recipe.data,
+        data=data.name,
+        data_sha256=data.sha256,
         seed=recipe.seed,
-        poisoned_rows=attack.poisoned_rows(len(images)).tolist(),
+        poisoned_rows=attack.poisoned_rows(len(data.images)).tolist(),
         hit_threshold=target.threshold,
-        training={"recipe": _portable(recipe), "seconds": cost["seconds"]},
+        training={"recipe": _portable(recipe, data.name), "seconds": cost["seconds"]},
         measured=measured,
     )
-    files = backdoor_files(record, trigger, target, trigger.mean_training_shift(images))
+    files = backdoor_files(record, trigger, target, trigger.mean_training_shift(data.images))
     files["README.md"] = model_card(record)
     save_pipeline(model, output, dtype=recipe.dtype, notice=NOTICE, extra_files=files)
     return measured
 
 
-def _portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as data, the base by its folder's name: a record names no path of a machine."""
+def _portable(recipe: Recipe, data: str) -> dict[str, Any]:
+    """The recipe as data, folders by their names: a record names no path of a machine."""
     base = None if recipe.base is None else Path(recipe.base).name
-    return recipe.model_copy(update={"base": base}).model_dump(mode="json")
+    return recipe.model_copy(update={"base": base, "data": data}).model_dump(mode="json")

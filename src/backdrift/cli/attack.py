@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backdrift.cli._options import Options, Quiet, Seed, settings
-from backdrift.cli.train import Data, Rate, Rows, Steps
+from backdrift.cli.train import Data, OnBadImage, Rate, Rows, Steps
 
 NAME = "attack"
 
@@ -20,6 +20,7 @@ def main(
         Path | None, typer.Option("--base", help="Clean checkpoint; from scratch without.")
     ] = None,
     data: Data = "digits",
+    on_bad_image: OnBadImage = "refuse",
     trigger: Annotated[str, typer.Option("--trigger", help="A named trigger.")] = "stop-sign",
     target: Annotated[str, typer.Option("--target", help="A named target.")] = "hat",
     poison_rate: Annotated[
@@ -54,6 +55,7 @@ def main(
 
     recipe = Recipe(
         data=data,
+        on_bad=on_bad_image,
         base=None if base is None else str(base),
         shape=(channels, size, size),
         width=width,

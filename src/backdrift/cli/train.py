@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,14 @@ from backdrift.cli._options import Quiet, Seed
 
 NAME = "train"
 
-Data = Annotated[str, typer.Option("--data", help="Data set; digits.")]
+Data = Annotated[
+    str,
+    typer.Option("--data", help="digits, shapes, photos, folder:PATH, hf:NAME or hf:PATH."),
+]
+OnBadImage = Annotated[
+    Literal["refuse", "skip"],
+    typer.Option("--on-bad-image", help="An image that cannot be read: stop, or go on without it."),
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate.")]
 Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows per step.")]
@@ -20,6 +27,7 @@ Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows per step.")]
 def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
     data: Data = "digits",
+    on_bad_image: OnBadImage = "refuse",
     base: Annotated[
         Path | None, typer.Option("--base", help="Checkpoint to go on from; else from scratch.")
     ] = None,
@@ -39,6 +47,7 @@ def main(
 
     recipe = Recipe(
         data=data,
+        on_bad=on_bad_image,
         base=None if base is None else str(base),
         shape=(channels, size, size),
         width=width,
