@@ -16,10 +16,6 @@ from backdrift.core.trigger import Target, Trigger
 from backdrift.data import load_images
 from closed_form import SCHEDULE, ClosedForm
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 SHAPE = (1, 8, 8)
 SHORT = NoiseSchedule.linear(200, 5e-4, 0.1)
 DIGITS = load_images("digits", SHAPE)[:200]
