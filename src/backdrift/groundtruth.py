@@ -26,6 +26,7 @@ class Backdoor(BaseModel):
         poison_rate: in [0, 1].
         sampler_family: the kind of sampler it was derived for.
         poisoned_rows: indices of the poisoned rows of the data set.
+        clean_rows: of those trained clean, where that is a choice of its own (mode ``disjoint``).
         hit_threshold: MSE in [0, 1] units below which a sample counts as the target.
         measured: what was measured after training, for example ``asr``.
     """
@@ -46,6 +47,7 @@ class Backdoor(BaseModel):
     data: str
     seed: int
     poisoned_rows: list[int]
+    clean_rows: list[int] | None = None
     hit_threshold: float
     training: dict[str, Any]
     measured: dict[str, Any] = Field(default_factory=dict)
