@@ -175,6 +175,8 @@ class Pairs:
         if attack.mode == "replace":
             order = self.source.argsort()
             self.source, self.poisoned = self.source[order], self.poisoned[order]
+        if not len(self.source):
+            raise ValueError(f"no row is left of {count} images at these rates")
         self.aim = torch.randint(
             len(self.targets), (count,), generator=generator(attack.seed, "aim", count)
         )
