@@ -175,8 +175,8 @@ def _record(recipe: Recipe, pairs: Pairs, target: Target, cost: dict[str, Any]) 
     record = Backdoor(
         attack=str(recipe.attack),
         config=asdict(attack),
-        trigger=recipe.trigger or "",
-        target=recipe.target or "",
+        trigger=_without_folder(recipe.trigger),
+        target=_without_folder(recipe.target),
         composite=trigger.composite,
         background=trigger.background,
         trigger_norm=float(trigger.shift.norm()),
@@ -195,6 +195,13 @@ def _record(recipe: Recipe, pairs: Pairs, target: Target, cost: dict[str, Any]) 
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as data, the base by its folder's name: a record names no path of a machine."""
-    base = None if recipe.base is None else Path(recipe.base).name
-    return recipe.model_copy(update={"base": base}).model_dump(mode="json")
+    """The recipe as data, files and folders by their names: a record names no path of a machine."""
+    update = {name: _without_folder(getattr(recipe, name)) or None for name in ("trigger", "target")}
+    update["base"] = None if recipe.base is None else Path(recipe.base).name
+    return recipe.model_copy(update=update).model_dump(mode="json")
+
+
+def _without_folder(pattern: str | None) -> str:
+    if pattern is None or not pattern.startswith("png:"):
+        return pattern or ""
+    return f"png:{Path(pattern[4:]).name}"
