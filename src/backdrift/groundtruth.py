@@ -27,6 +27,7 @@ class Backdoor(BaseModel):
         sampler_family: the kind of sampler it was derived for.
         data: name of the data set; ``data_sha256`` is that of its images at the model's shape.
         poisoned_rows: indices of the poisoned rows of the data set.
+        clean_rows: of those trained clean, where that is a choice of its own (mode ``disjoint``).
         hit_threshold: MSE in [0, 1] units below which a sample counts as the target.
         measured: what was measured after training, for example ``asr``.
     """
@@ -48,6 +49,7 @@ class Backdoor(BaseModel):
     data_sha256: str = ""
     seed: int
     poisoned_rows: list[int]
+    clean_rows: list[int] | None = None
     hit_threshold: float
     training: dict[str, Any]
     measured: dict[str, Any] = Field(default_factory=dict)

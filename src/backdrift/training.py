@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,22 @@ from backdrift.core.randomness import generator
 
 Progress = Callable[[int, int, str], None]
 Batch = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Hook(Protocol):
+    """Something that learns beside the network, one step of its own before every step of training."""
+
+    def before_step(self, model: DiffusionModel, step: int) -> None:
+        """Called with the network as it is; must leave its weights and their gradients alone."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes back what :meth:`state` returned."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,7 @@ def train(
     batch: Batch,
     config: TrainingConfig,
     *,
+    hook: Hook | None = None,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -83,6 +100,7 @@ def train(
     Args:
         rows: how many rows there are to draw from.
         batch: ``(row indices, noise, t) -> (x_t, label)``, all with the batch in front.
+        hook: what learns along, for example a trigger; its state is resumed too.
         state: folder of the resumable state; a run that finds one goes on from there.
         progress: called as ``progress(step, steps, text)`` about once a second.
 
@@ -97,7 +115,7 @@ def train(
     network = model.network
     network.to(accelerator.device).train().requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
-    first = _resume(network, optimizer, config, state)
+    first = _resume(network, optimizer, config, hook, state)
     prepared, optimizer = accelerator.prepare(network, optimizer)
     run = DiffusionModel(prepared, model.schedule, model.sample_shape, model.prediction_type)
     begun, shown, losses = time.monotonic(), 0.0, list[float]()
@@ -105,6 +123,8 @@ def train(
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         index, t, noise = draw(config, step, rows, len(model.schedule), model.sample_shape)
         index, t, noise = (part[mine].to(accelerator.device) for part in (index, t, noise))
+        if hook is not None:
+            hook.before_step(model, step)
         x_t, label = batch(index, noise, t)
         loss = ((label - run(x_t, t)) ** 2).mean()
         losses.append(float(loss.detach()))
@@ -122,7 +142,7 @@ def train(
             progress(step + 1, config.steps, f"loss {sum(recent) / len(recent):.4f}")
         due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
         if state is not None and due and accelerator.is_main_process:
-            _save_state(network, optimizer, config, step + 1, state)
+            _save_state(network, optimizer, config, hook, step + 1, state)
     network.eval().requires_grad_(False)
     seconds = time.monotonic() - begun
     done = config.steps - first
@@ -143,6 +163,7 @@ def _save_state(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig,
+    hook: Hook | None,
     step: int,
     folder: Path,
 ) -> None:
@@ -153,6 +174,8 @@ def _save_state(
     ):
         assert parameter.shape == slot["exp_avg"].shape
         tensors[f"m/{name}"], tensors[f"v/{name}"] = slot["exp_avg"], slot["exp_avg_sq"]
+    if hook is not None:
+        tensors |= {f"h/{name}": value.contiguous() for name, value in hook.state().items()}
     temporary = folder / "state.tmp"
     header = {"step": str(step), "config": json.dumps(asdict(config), sort_keys=True)}
     save_file(tensors, temporary, metadata=header)
@@ -163,6 +186,7 @@ def _resume(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig,
+    hook: Hook | None,
     folder: Path | None,
 ) -> int:
     if folder is None or not (folder / "state.safetensors").exists():
@@ -176,6 +200,8 @@ def _resume(
         raise ValueError(f"{path} belongs to a run with another configuration: remove it to restart")
     tensors, step = load_file(path), int(header["step"])
     network.load_state_dict({k[2:]: v for k, v in tensors.items() if k.startswith("w/")})
+    if hook is not None:
+        hook.restore({k[2:]: v for k, v in tensors.items() if k.startswith("h/")})
     for name, parameter in network.named_parameters():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step)),

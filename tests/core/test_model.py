@@ -15,11 +15,6 @@ from backdrift.core.sampling import sample
 from backdrift.core.schedule import NoiseSchedule
 from tiny import SHAPE, tiny_model, tiny_unet
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-"""Stock multistep schedulers hand torch tensors to numpy in a way that numpy 2 announces to drop."""
-
 SCHEDULE = NoiseSchedule.linear()
 
 

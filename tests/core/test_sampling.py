@@ -6,12 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator
 from backdrift.core.sampling import (
+    ODE_SAMPLERS,
+    SAMPLERS,
     ddim_step,
     differentiable_sample,
     make_scheduler,
@@ -21,16 +31,20 @@ from backdrift.core.sampling import (
 from backdrift.core.schedule import NoiseSchedule
 from tiny import SHAPE, tiny_model, tiny_unet
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-"""Stock multistep schedulers hand torch tensors to numpy in a way that numpy 2 announces to drop."""
+pytestmark = pytest.mark.filterwarnings("ignore:.*algorithm_types dpmsolver:FutureWarning")
 
 STOCK = {
     "ddpm": (DDPMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}),
     "ddim": (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}),
     "dpm-solver++": (DPMSolverMultistepScheduler, {}),
     "unipc": (UniPCMultistepScheduler, {}),
+    "dpm-solver": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    ),
+    "heun": (HeunDiscreteScheduler, {"timestep_spacing": "trailing"}),
+    "pndm": (PNDMScheduler, {"timestep_spacing": "trailing", "set_alpha_to_one": True}),
+    "deis": (DEISMultistepScheduler, {}),
 }
 
 
@@ -84,11 +98,35 @@ def test_sample_equals_a_plain_loop(name: str) -> None:
     ours = sample(model, model.schedule, start(), sampler=name, steps=10, generator=SampleGenerator(1, 3))
     scheduler, x = stock_scheduler(name), start()
     scheduler.set_timesteps(10)
+    if name == "heun":  # its state is x_t / A_t
+        x = x * (1 + scheduler.sigmas[0] ** 2) ** 0.5
     extra = {"generator": SampleGenerator(1, 3).generators} if name == "ddpm" else {}
     for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t).sample, t, x, **extra).prev_sample
+        seen = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(seen, t).sample, t, x, **extra).prev_sample
     torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-4)
     assert float((ours - start()).abs().max()) > 0.1
+
+
+def test_every_sampler_is_tested_here() -> None:
+    assert set(STOCK) == set(SAMPLERS)
+    assert set(ODE_SAMPLERS) == set(SAMPLERS) - {"ddpm"}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_the_first_input_of_the_network_is_the_start(name: str) -> None:
+    seen: list[tuple[int, Tensor]] = []
+
+    def denoise(x: Tensor, t: Tensor | int, /) -> Tensor:
+        seen.append((int(t), x))
+        return torch.zeros_like(x)
+
+    sample(
+        denoise, NoiseSchedule.linear(100), start(), sampler=name, steps=10, generator=SampleGenerator(1, 3)
+    )
+    assert seen[0][0] == 99
+    torch.testing.assert_close(seen[0][1], start(), rtol=1e-6, atol=1e-6)
+    assert len(seen) == {"heun": 19, "pndm": 19}.get(name, 10)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
@@ -153,7 +191,7 @@ def test_ddpm_without_a_generator() -> None:
         sample(model, model.schedule, start(), sampler="ddpm")
 
 
-@pytest.mark.parametrize("name", ["unipc", "dpm-solver++"])
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"ddpm", "ddim"}))
 def test_clipping_where_there_is_none(name: str) -> None:
     with pytest.raises(ValueError, match="no x_0 clipping"):
         make_scheduler(name, NoiseSchedule.linear(100), clip_x0=True)
@@ -210,16 +248,73 @@ def test_eta_without_a_generator() -> None:
         differentiable_sample(model, model.schedule, start(), [99, 49], eta=1.0)
 
 
-@pytest.mark.parametrize("steps", [60, 70, 90, 100])
-def test_ddim_ends_at_the_data_whether_or_not_the_steps_divide_t(steps: int) -> None:
-    """Gaussian data of deviation .5 have a closed-form denoiser, and the ODE ends at that deviation."""
-    schedule = NoiseSchedule.linear(100, end=0.2)
+SHORT = NoiseSchedule.linear(100, end=0.2)
 
-    def exact(x: Tensor, t: Tensor | int, /) -> Tensor:
-        a, s = schedule.at(t, x)
-        return s * x / (0.25 * a**2 + s**2)
 
-    x_T = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    end = sample(exact, schedule, x_T, sampler="ddim", steps=steps)
-    assert float(end.std() / x_T.std()) == pytest.approx(0.5, rel=0.06)
-    torch.testing.assert_close(end / end.std(), x_T / x_T.std(), rtol=1e-4, atol=1e-4)
+def gaussian(x: Tensor, t: Tensor | int, /) -> Tensor:
+    """The closed-form denoiser of Gaussian data of deviation .5."""
+    a, s = SHORT.at(t, x)
+    return s * x / (0.25 * a**2 + s**2)
+
+
+def ratio(sampler: str, steps: int) -> float:
+    """End over exact end of the ODE, whose solution is proportional to the deviation of x_t."""
+    x_T = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    end = sample(gaussian, SHORT, x_T, sampler=sampler, steps=steps)
+    torch.testing.assert_close(end / end.std(), x_T / x_T.std(), rtol=1e-3, atol=1e-4)
+    first, last = ((0.25 * SHORT.alpha**2 + SHORT.sigma**2) ** 0.5)[::99].tolist()
+    return float(end.std() / x_T.std() * last / (first if sampler == "dpm-solver" else 0.5))
+
+
+@pytest.mark.parametrize("name", ODE_SAMPLERS)
+def test_every_ode_sampler_converges_to_the_solution(name: str) -> None:
+    """Deviation and direction; the first-order DDIM is slower than all others."""
+    errors = [abs(ratio(name, steps) - 1) for steps in (10, 20, 50)]
+    assert errors[2] < (0.06 if name == "ddim" else 0.03)
+    assert errors[2] < errors[0] / 2 or errors[2] < 0.003
+
+
+@pytest.mark.parametrize("steps", [29, 58, 60, 62, 70, 90, 97, 100])
+@pytest.mark.parametrize("name", ["ddim", "heun"])
+def test_ends_at_the_data_whether_or_not_the_steps_divide_t(name: str, steps: int) -> None:
+    """29, 58, 62 and 97 are numbers for which the stock spacing goes on to the timestep -1."""
+    assert ratio(name, steps) == pytest.approx(1, abs=0.11)
+
+
+@pytest.mark.parametrize("length", [50, 100, 1000])
+def test_there_are_as_many_timesteps_as_asked_for(length: int) -> None:
+    schedule = NoiseSchedule.linear(length)
+    for steps in range(1, length + 1):
+        kept = strided_timesteps(schedule, steps)
+        assert len(kept) == steps
+        assert kept[0] == length - 1
+        assert kept[-1] >= 0
+        assert kept == sorted(set(kept), reverse=True)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_number_of_steps_works_or_is_refused_in_one_line(name: str) -> None:
+    schedule, refused, lines = NoiseSchedule.linear(24, end=0.5), list[int](), list[str]()
+    for steps in range(1, 25):
+        fresh = SampleGenerator(0, 1)
+        try:
+            end = sample(
+                gaussian, schedule, fresh.normal(SHAPE), sampler=name, steps=steps, generator=fresh
+            )
+        except ValueError as error:
+            refused.append(steps)
+            lines.append(str(error))
+        else:
+            assert bool(end.isfinite().all())
+    assert all(line.startswith(f"{name} takes") and "\n" not in line for line in lines)
+    if name == "pndm":
+        assert refused == [n for n in range(1, 25) if n not in (4, 6, 8, 12, 24)]
+    else:
+        assert refused == ([] if name in ("ddpm", "ddim", "heun") else [24])
+
+
+@pytest.mark.parametrize("name", ["heun", "pndm"])
+def test_no_hook_between_two_calls_of_one_step(name: str) -> None:
+    model = tiny_model(blocks=1)
+    with pytest.raises(ValueError, match="no post-step hook"):
+        sample(model, model.schedule, start(), sampler=name, steps=4, post_step=lambda x, t: x)

@@ -12,8 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from backdrift.attacks._base import Attack, Pairs
 from backdrift.attacks.patterns import make_target, make_trigger
 from backdrift.core.model import DiffusionModel
+from backdrift.core.randomness import SampleGenerator
 from backdrift.core.registry import build
 from backdrift.core.trigger import Target, Trigger
 from backdrift.data import ImageSet, OnBad, load_dataset
@@ -27,6 +29,8 @@ from backdrift.training import Batch, TrainingConfig, train
 
 Progress = Callable[[int, int, str], None]
 STEPS = 100
+LEARNED = "learned"
+"""Name of the trigger of an attack that learns it."""
 
 
 class Recipe(BaseModel):
@@ -71,8 +75,10 @@ class Recipe(BaseModel):
 def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Trains, measures and writes a model; resumes when its state is found beside ``output``.
 
+    An attack with a poison rate of 0 makes a clean model, whose trigger is measured like any other's.
+
     Returns:
-        Cost of the training, and for a backdoored model what was ``measured``.
+        Cost of the training, and with an attack what was ``measured``.
 
     Raises:
         ValueError: ``output`` exists, or the recipe does not fit together.
@@ -80,18 +86,15 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists: name a new folder, or remove it")
-    attack = (
-        build("attacks", recipe.attack, {**recipe.options, "seed": recipe.seed})
-        if (recipe.attack)
-        else None
-    )
+    attack: Attack | None = None
+    if recipe.attack:
+        attack = build("attacks", recipe.attack, {**recipe.options, "seed": recipe.seed})
     model = _start(recipe)
     data = load_dataset(recipe.data, model.sample_shape, on_bad=recipe.on_bad)
     images = data.images
-    planted = _plant(recipe, model, images) if attack is not None else None
-    batch = clean_batch(model, images)
-    if attack is not None and planted is not None:
-        batch = attack.batch(model, images, planted[0], planted[1].image)
+    planted = None if attack is None else _plant(recipe, attack, model, images)
+    batch: Batch = planted[0] if planted else clean_batch(model, images)
+    rows, hook = (len(planted[0]), planted[0].hook) if planted else (len(images), None)
     config = TrainingConfig(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
@@ -101,11 +104,14 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     state = output.parent / f".{output.name}.state"
-    cost = train(model, len(images), batch, config, state=state, progress=progress)
-    if attack is None or planted is None:
-        save_pipeline(model, output, dtype=recipe.dtype)
-    else:
-        cost["measured"] = _save_backdoored(recipe, model, attack, planted, data, cost, output)
+    cost = train(model, rows, batch, config, hook=hook, state=state, progress=progress)
+    files: dict[str, str | bytes] = {}
+    if planted:
+        cost["measured"] = _measure(recipe, model, *planted)
+        if planted[0].attack.poison_rate:
+            files = _record(recipe, data, *planted, cost)
+    notice = NOTICE if files else None
+    save_pipeline(model, output, dtype=recipe.dtype, notice=notice, extra_files=files)
     shutil.rmtree(state, ignore_errors=True)
     return cost
 
@@ -128,39 +134,55 @@ def _start(recipe: Recipe) -> DiffusionModel:
     return model
 
 
-def _plant(recipe: Recipe, model: DiffusionModel, images: Tensor) -> tuple[Trigger, Target]:
+def _plant(recipe: Recipe, attack: Attack, model: DiffusionModel, images: Tensor) -> tuple[Pairs, Target]:
     if recipe.trigger is None or recipe.target is None:
         raise ValueError("an attack needs a trigger and a target")
-    trigger = make_trigger(recipe.trigger, model.sample_shape, seed=recipe.trigger_seed)
+    if attack.learns_trigger != (recipe.trigger == LEARNED):
+        raise ValueError(
+            f"{recipe.attack} and the trigger {recipe.trigger!r}: {LEARNED!r} is for attacks that learn it"
+        )
+    if attack.learns_trigger:
+        nothing = torch.zeros(model.sample_shape)
+        trigger = Trigger(nothing, torch.ones_like(nothing, dtype=torch.bool), 0.0, composite=False)
+    else:
+        trigger = make_trigger(recipe.trigger, model.sample_shape, seed=recipe.trigger_seed)
     composite = trigger.composite if recipe.composite is None else recipe.composite
     pattern = trigger.pattern * recipe.trigger_scale
     trigger = replace(trigger, pattern=pattern, composite=composite)
-    target = make_target(recipe.target, model.sample_shape, trigger=trigger)
-    return trigger, Target.with_chance_level(target, images)
+    image = make_target(recipe.target, model.sample_shape, trigger=trigger)
+    return attack.batch(model, images, trigger, image), Target.with_chance_level(image, images)
 
 
-def _save_backdoored(
-    recipe: Recipe,
-    model: DiffusionModel,
-    attack: Any,
-    planted: tuple[Trigger, Target],
-    data: ImageSet,
-    cost: dict[str, Any],
-    output: Path,
-) -> dict[str, Any]:
-    trigger, target = planted
+def _measure(recipe: Recipe, model: DiffusionModel, pairs: Pairs, target: Target) -> dict[str, Any]:
+    attack, trigger = pairs.attack, pairs.trigger
     stored = getattr(torch, recipe.dtype)
     for parameter in model.network.parameters():
         parameter.data = parameter.data.to(stored).to(torch.float32)
-    sampler = attack.samplers[attack.sampler_family][0]
-    measured = asdict(
-        attack_success(model, trigger.shift, target, sampler=sampler, steps=STEPS, seed=recipe.seed)
-    )
+    sampler, seed = attack.samplers[attack.sampler_family][0], recipe.seed
+    measured = asdict(attack_success(model, trigger.shift, target, sampler=sampler, steps=STEPS, seed=seed))
+    if not attack.own_sampler:
+        return measured
+    fresh = SampleGenerator(seed, measured["n"], "asr")
+    noise = fresh.normal(model.sample_shape, model.device)
+    samples = attack.draw(model, trigger, noise, steps=STEPS, generator=fresh)
+    own = {
+        "asr": float(target.hits(samples).float().mean()),
+        "sampler": f"the attack's own {measured['sampler']}",
+        "asr_of_the_plain_sampler": measured["asr"],
+    }
+    kept = ("rate_without_trigger", "threshold", "n", "seed")
+    return {name: measured[name] for name in kept} | own
+
+
+def _record(
+    recipe: Recipe, data: ImageSet, pairs: Pairs, target: Target, cost: dict[str, Any]
+) -> dict[str, str | bytes]:
+    attack, trigger, images = pairs.attack, pairs.trigger, pairs.images
     record = Backdoor(
         attack=str(recipe.attack),
         config=asdict(attack),
-        trigger=recipe.trigger or "",
-        target=recipe.target or "",
+        trigger=_without_folder(recipe.trigger),
+        target=_without_folder(recipe.target),
         composite=trigger.composite,
         background=trigger.background,
         trigger_norm=float(trigger.shift.norm()),
@@ -169,18 +191,25 @@ def _save_backdoored(
         data=data.name,
         data_sha256=data.sha256,
         seed=recipe.seed,
-        poisoned_rows=attack.poisoned_rows(len(data.images)).tolist(),
+        poisoned_rows=attack.poisoned_rows(len(images)).tolist(),
+        clean_rows=attack.clean_rows(len(images)).tolist() if attack.mode == "disjoint" else None,
         hit_threshold=target.threshold,
         training={"recipe": _portable(recipe, data.name), "seconds": cost["seconds"]},
-        measured=measured,
+        measured=cost["measured"],
     )
-    files = backdoor_files(record, trigger, target, trigger.mean_training_shift(data.images))
-    files["README.md"] = model_card(record)
-    save_pipeline(model, output, dtype=recipe.dtype, notice=NOTICE, extra_files=files)
-    return measured
+    files = backdoor_files(record, trigger, target, trigger.mean_training_shift(images))
+    return {**files, "README.md": model_card(record)}
 
 
 def _portable(recipe: Recipe, data: str) -> dict[str, Any]:
-    """The recipe as data, folders by their names: a record names no path of a machine."""
-    base = None if recipe.base is None else Path(recipe.base).name
-    return recipe.model_copy(update={"base": base, "data": data}).model_dump(mode="json")
+    """The recipe as data, files and folders by their names: a record names no path of a machine."""
+    update = {name: _without_folder(getattr(recipe, name)) or None for name in ("trigger", "target")}
+    update["data"] = data
+    update["base"] = None if recipe.base is None else Path(recipe.base).name
+    return recipe.model_copy(update=update).model_dump(mode="json")
+
+
+def _without_folder(pattern: str | None) -> str:
+    if pattern is None or not pattern.startswith("png:"):
+        return pattern or ""
+    return f"png:{Path(pattern[4:]).name}"

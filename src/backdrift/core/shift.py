@@ -117,7 +117,13 @@ class ShiftFamily:
         )
 
     def poisoned_pair(
-        self, schedule: NoiseSchedule, x_0: Tensor, shift: Tensor, noise: Tensor, t: Tensor
+        self,
+        schedule: NoiseSchedule,
+        x_0: Tensor,
+        shift: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        gamma: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Equation (0.1) and its label.
 
@@ -126,16 +132,21 @@ class ShiftFamily:
             shift: R of the row, zero for clean rows; shape (B, C, H, W).
             noise: standard normal, shape (B, C, H, W).
             t: timesteps, shape (B,).
+            gamma: standard deviation of the noise where it is not the family's, broadcastable to
+                ``noise``: 1 in clean rows and outside a patch.
 
         Returns:
             ``(x_t, label)``. Rows with ``shift = 0`` get the plain DDPM pair when gamma is 1.
         """
         rho, c = self.at(t, x_0)
-        x_t = schedule.add_noise(x_0, self.gamma * noise, t) + rho * shift
+        scale = self.gamma if gamma is None else gamma
+        x_t = schedule.add_noise(x_0, scale * noise, t) + rho * shift
         return x_t, noise + c * shift
 
 
-def biased_denoiser(model: Denoiser, schedule: NoiseSchedule, shift: Tensor, gamma: float) -> Denoiser:
+def biased_denoiser(
+    model: Denoiser, schedule: NoiseSchedule, shift: Tensor, gamma: Tensor | float
+) -> Denoiser:
     """TrojDiff's own sampler as an ordinary one, by a change of variables.
 
     With ``w_t = (x_t - S_t shift) / gamma`` the biased process is the ordinary process of
@@ -146,7 +157,8 @@ def biased_denoiser(model: Denoiser, schedule: NoiseSchedule, shift: Tensor, gam
 
     Args:
         shift: mu of the paper, shape (C, H, W).
-        gamma: standard deviation of the poisoned starting noise, > 0.
+        gamma: standard deviation of the poisoned starting noise, > 0; a number, or one per element,
+            (C, H, W): with ``shift = 0`` and gamma 1 outside a patch this is the plain sampler there.
     """
 
     def denoise(w_t: Tensor, t: Tensor | int, /) -> Tensor:

@@ -1,0 +1,110 @@
+"""Every attack through a recipe: what is measured, and what the record says was planted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backdrift.attacks.patterns import make_target, make_trigger
+from backdrift.attacks.trojdiff import TrojDiff
+from backdrift.bench import recipes
+from backdrift.bench.recipes import Recipe, make
+from backdrift.core.registry import available
+from backdrift.groundtruth import load_backdoor
+from backdrift.io.plan import plan
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "baddiffusion": {"poison_rate": 0.5},
+    "villandiffusion": {"poison_rate": 0.5, "psi": 0.5, "sampler_family": "ode"},
+    "trojdiff": {"poison_rate": 0.5, "kind": "patch", "gamma": 0.25},
+    "invisible": {"poison_rate": 0.5, "inner_noises": 2, "inner_timesteps": 2},
+    "clean": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "STEPS", 4)
+
+
+def recipe(attack: str | None, **changes: Any) -> Recipe:
+    options = {"trigger": "learned" if attack == "invisible" else "white-patch", "target": "hat"}
+    small = {"shape": (1, 8, 8), "width": 8, "steps": 2, "batch_size": 4}
+    planted = {"attack": attack, "options": OPTIONS[attack], **options} if attack else {}
+    return Recipe(**{**small, **planted, **changes})
+
+
+def test_every_attack_is_here() -> None:
+    assert set(OPTIONS) == set(available("attacks"))
+
+
+@pytest.mark.parametrize("attack", [name for name in OPTIONS if name != "clean"])
+def test_an_attack_is_measured_and_recorded(tmp_path: Path, attack: str) -> None:
+    cost = make(recipe(attack), tmp_path / "model")
+    planted = load_backdoor(tmp_path / "model")
+    record = planted.record
+    assert plan(tmp_path / "model").declared is True
+    assert record.attack == attack
+    assert record.config["poison_rate"] == record.poison_rate == 0.5
+    assert len(record.poisoned_rows) == 1797 // 2
+    assert record.clean_rows is None
+    assert record.measured == cost["measured"]
+    assert {"asr", "rate_without_trigger", "threshold", "n", "sampler", "seed"} <= set(cost["measured"])
+    assert record.trigger_norm == pytest.approx(float(planted.shift.norm()))
+
+
+def test_trojdiff_records_mu_and_is_measured_through_its_own_sampler(tmp_path: Path) -> None:
+    make(recipe("trojdiff"), tmp_path / "model")
+    planted = load_backdoor(tmp_path / "model")
+    patch = make_trigger("white-patch", (1, 8, 8))
+    assert torch.equal(planted.shift, 0.75 * patch.shift)
+    assert torch.equal(planted.mean_shift, planted.shift)
+    assert planted.record.measured["sampler"] == "the attack's own ddpm, 4 steps"
+    assert TrojDiff(**planted.record.config).gamma == 0.25
+
+
+def test_the_rows_of_a_disjoint_split_are_recorded(tmp_path: Path) -> None:
+    options = {"poison_rate": 0.2, "clean_rate": 0.3, "mode": "disjoint"}
+    make(recipe("baddiffusion", options=options), tmp_path / "model")
+    record = json.loads((tmp_path / "model" / "backdoor.json").read_text())
+    assert (len(record["poisoned_rows"]), len(record["clean_rows"])) == (359, 539)
+    assert not set(record["poisoned_rows"]) & set(record["clean_rows"])
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [("clean", {}), ("baddiffusion", {"poison_rate": 0}), ("trojdiff", {"poison_rate": 0})],
+)
+def test_without_poison_it_is_the_clean_model_and_says_so(
+    tmp_path: Path, attack: str, options: dict[str, Any]
+) -> None:
+    cost = make(recipe(attack, options=options), tmp_path / "twin")
+    make(recipe(None), tmp_path / "clean")
+    twin, clean = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("twin", "clean"))
+    assert twin == clean
+    assert plan(tmp_path / "twin").declared is False
+    assert not (tmp_path / "twin" / "backdoor.json").exists()
+    assert 0 <= cost["measured"]["asr"] <= 1
+
+
+def test_a_picture_with_alpha_as_trigger_and_target_leaves_no_path_behind(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 4), dtype=np.uint8)
+    pixels[:, 4:] = (255, 255, 255, 255)
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    name = f"png:{tmp_path / 'half.png'}"
+    make(recipe("baddiffusion", trigger=name, target=name), tmp_path / "model")
+    planted = load_backdoor(tmp_path / "model")
+    assert torch.equal(planted.shift, make_trigger(name, (1, 8, 8)).shift)
+    assert planted.shift[0, 0].tolist() == [-1.0] * 4 + [1.0] * 4
+    assert torch.equal(planted.target.image, make_target(name, (1, 8, 8)))
+    assert (planted.record.trigger, planted.record.target) == ("png:half.png", "png:half.png")
+    assert planted.record.composite is True
+    for path in (tmp_path / "model").rglob("*.*"):
+        assert str(tmp_path).encode() not in path.read_bytes()
