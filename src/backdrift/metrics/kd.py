@@ -55,13 +55,18 @@ class KernelDistance:
         self._waiting[side] = waiting[self.block :]
         return waiting[: self.block]
 
+    @property
+    def ready(self) -> bool:
+        """Whether there are enough images on both sides."""
+        return len(self._blocks) >= 2
+
     def compute(self) -> Estimate:
         """The distance; ``n`` counts the images of either side that were used.
 
         Raises:
             ValueError: fewer than two full blocks.
         """
-        if len(self._blocks) < 2:
+        if not self.ready:
             raise ValueError(f"KD needs two blocks of {self.block} images on both sides")
         blocks = torch.tensor(self._blocks, dtype=torch.float64)
         shape = (REPLICATES, len(blocks))
