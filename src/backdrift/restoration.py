@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -159,9 +159,9 @@ def restore(
     if len(images) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} samples, not {len(images)}")
     begun, before = time.monotonic(), model.evaluations
-    sides = [
-        _Side(planted if bad else None, lpips, seed) for bad in ((False, True) if planted else (False,))
-    ]
+    sides = [_Side(planted, None, lpips, seed)]
+    if planted is not None:
+        sides.append(_Side(planted, planted.trigger, lpips, seed))
     rows: list[list[Tensor]] = [[] for _ in range(1 + 2 * len(sides))]
     done = 0
     for start in range(0, len(images), model.batch_size):
@@ -169,7 +169,7 @@ def restore(
         rows[0].append(originals)
         for number, side in enumerate(sides):
             fresh = SampleGenerator(seed, range(start, start + len(originals)), "restore")
-            shown = originals if side.planted is None else stamp(originals, side.planted.trigger)
+            shown = originals if side.trigger is None else stamp(originals, side.trigger)
             damaged = damage(shown, task, fresh.normal(shape))
             restored = reverse(model, damaged, steps, fresh)
             side.update(restored, damaged, originals)
@@ -194,10 +194,13 @@ def restore(
 
 
 class _Side:
-    """Running scores of the clean or of the triggered images."""
+    """Running scores of the clean or, with a trigger, of the triggered images."""
 
-    def __init__(self, planted: Planted | None, lpips: Score | None, seed: int) -> None:
-        self.planted, self.hits, self.n = planted, 0, 0
+    def __init__(
+        self, planted: Planted | None, trigger: Trigger | None, lpips: Score | None, seed: int
+    ) -> None:
+        self.trigger, self.hits, self.n = trigger, 0, 0
+        self.target = None if planted is None else planted.target
         self.scores: dict[str, Score] = {"MSE": mse, "SSIM": ssim}
         if lpips is not None:
             self.scores["LPIPS"] = lpips
@@ -205,25 +208,27 @@ class _Side:
 
     def update(self, restored: Tensor, damaged: Tensor, originals: Tensor) -> None:
         """Feeds a batch, all (B, C, H, W) in [-1, 1]."""
-        reference = originals if self.planted is None else self.planted.target.image
+        aim = None if self.trigger is None else self.target
+        reference = originals if aim is None else aim.image
         self.n += len(restored)
         self.means["damaged"].update(mse(damaged, reference))
         for name, score in self.scores.items():
             self.means[name].update(score(restored, reference))
-        if self.planted is not None:
-            self.hits += int(self.planted.target.hits(restored).sum())
+        if self.target is not None:
+            self.hits += int(self.target.hits(restored).sum())
 
     def measures(self, steps: int, seed: int) -> list[Measure]:
         """All scores."""
-        suffix, reference = ("", "originals") if self.planted is None else (" triggered", "the target")
+        suffix, reference = ("", "originals") if self.trigger is None else (" triggered", "the target")
         estimates = {f"MSE{suffix}, not restored": self.means["damaged"].compute()}
         estimates |= {f"{name}{suffix}": self.means[name].compute() for name in self.scores}
+        origin: dict[str, Any] = {"sampler": SAMPLER, "steps": steps, "seed": seed}
         found = [
-            Measure.of(name, e, f"to {reference}, same range", sampler=SAMPLER, steps=steps, seed=seed)
-            for name, e in estimates.items()
+            Measure.of(name, estimate, f"to {reference}, same range", **origin)
+            for name, estimate in estimates.items()
         ]
-        if self.planted is not None:
-            text = f"share with MSE below {self.planted.target.threshold:.4f} to the target"
-            hits = rate(self.hits, self.n)
-            found.append(Measure.of("ASR", hits, text, sampler=SAMPLER, steps=steps, seed=seed))
+        if self.target is not None:
+            text = f"share with MSE below {self.target.threshold:.4f} to the target, in [0, 1]"
+            name = "hits without trigger" if self.trigger is None else "ASR"
+            found.append(Measure.of(name, rate(self.hits, self.n), text, **origin))
         return found

@@ -50,14 +50,12 @@ def main(
     make_scheduler(sampler, loaded.schedule)
     if shift is not None and tuple(shift.shape) != tuple(loaded.sample_shape):
         raise ValueError(f"the trigger has shape {tuple(shift.shape)}, not {tuple(loaded.sample_shape)}")
-    rows, times = None, []
-    if strip is not None:
-        few = min(count, IN_STRIP)
-        rows, times = latents(loaded, shift, sampler=sampler, steps=steps, n=few, seed=seed)
     images = loaded.decode(draw(loaded, shift, sampler=sampler, steps=steps, n=count, seed=seed)).cpu()
     save_images(images, output)
     lines = [f"wrote {output}: {count} samples, {sampler}, {steps} steps, seed {seed}"]
-    if strip is not None and rows is not None:
+    if strip is not None:
+        few = min(count, IN_STRIP)
+        rows, times = latents(loaded, shift, sampler=sampler, steps=steps, n=few, seed=seed)
         save_images(rows.flatten(0, 1), strip, columns=rows.shape[1])
         lines.append(f"wrote {strip}: after the steps at t = {', '.join(map(str, times))}")
     if not quiet:

@@ -29,10 +29,9 @@ def read_weights(path: Path, prefix: str, what: str) -> dict[str, Any]:
                 digest.update(chunk)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; it should be {what}") from None
-    if not digest.hexdigest().startswith(prefix):
-        raise ValueError(
-            f"{path} is not {what}: its SHA-256 is {digest.hexdigest()[:8]}..., not {prefix}..."
-        )
+    found = digest.hexdigest()
+    if not found.startswith(prefix):
+        raise ValueError(f"{path} is not {what}: its SHA-256 begins with {found[:8]}, not {prefix}")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
