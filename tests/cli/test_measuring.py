@@ -17,6 +17,11 @@ from backdrift.groundtruth import load_backdoor
 SMALL = ("-n", 20, "--steps", 3)
 
 
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     pixels = np.zeros((8, 8, 4), np.uint8)
@@ -193,8 +198,8 @@ def test_sample_draws_the_same_noise_with_and_without(
     assert cli("sample", "-q", model, "-o", paths[2], *common, "--backdoor", record).code == 0
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[0].read_bytes() != paths[2].read_bytes()
-    assert Image.open(paths[0]).size == (3 * 9 - 1, 2 * 9 - 1)
-    assert Image.open(paths[3]).size == (4 * 9 - 1, 5 * 9 - 1)
+    assert size(paths[0]) == (3 * 9 - 1, 2 * 9 - 1)
+    assert size(paths[3]) == (4 * 9 - 1, 5 * 9 - 1)
     for arguments, word in (
         (["--sampler", "euler"], "unknown sampler"),
         (["--steps", 101], "steps"),
@@ -211,7 +216,7 @@ def test_restore_writes_a_grid_and_its_scores(cli: Any, model: Path, record: Pat
     grid = tmp_path / "grid.png"
     ran = cli("restore", model, "--task", "inpaint-box", "--backdoor", record, *SMALL, "-o", grid)
     assert ran.code == 0, ran.err
-    assert Image.open(grid).size == (16 * 9 - 1, 5 * 9 - 1)
+    assert size(grid) == (16 * 9 - 1, 5 * 9 - 1)
     document = json.loads(grid.with_suffix(".json").read_text())
     names = {m["name"] for m in document["measures"]}
     assert {"MSE", "SSIM", "MSE triggered", "SSIM triggered", "ASR", "hits without trigger"} <= names

@@ -29,7 +29,9 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     rate, spread = hits / n, z * z / n
     centre = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    high = 1.0 if hits == n else min(1.0, centre + half)
+    return low, high  # exact at the ends, where rounding would leave the rate outside
 
 
 def rate(hits: int, n: int) -> Estimate:
