@@ -16,6 +16,7 @@ from backdrift.data import load_images
 from backdrift.evaluate import Evaluation, Plan, evaluate
 from backdrift.groundtruth import Backdoor, Planted
 from backdrift.io.errors import CheckpointError
+from backdrift.metrics.asr import attack_success
 from backdrift.metrics.mse import mse
 from backdrift.metrics.ssim import ssim
 from backdrift.restoration import damage, restore, reverse, stamp
@@ -106,6 +107,32 @@ def test_a_clean_model_does_not_answer_the_trigger() -> None:
         "ASR",
         "hits without trigger",
     }
+
+
+def test_the_asr_is_the_one_that_a_record_holds_for_the_same_seed() -> None:
+    found = evaluate(poisoned(), planted(), None, PLAN).measures
+    known = attack_success(
+        poisoned(), planted().shift, planted().target, sampler="ddpm", steps=20, n=120, seed=1
+    )
+    assert (found[0].value, found[1].value) == (known.asr, known.rate_without_trigger)
+    assert (found[0].low, found[0].high) == known.interval
+
+
+def test_a_network_never_sees_more_than_a_batch() -> None:
+    sizes: set[int] = set()
+    model = poisoned()
+    model.batch_size = 32
+    inner = model.network
+
+    class Counting(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            sizes.add(len(x))
+            answer: Tensor = inner(x, t)
+            return answer
+
+    model.network = Counting()
+    evaluate(model, planted(), DIGITS, PLAN)
+    assert sizes == {32, 120 % 32}
 
 
 def test_the_same_numbers_again_and_for_another_batch() -> None:

@@ -22,7 +22,8 @@ class FrechetDistance:
 
     The estimate is biased upwards by roughly 1 / n, and every resample adds that bias once more, so
     the interval is that of the estimate at this n: the 95% range of the replicates moved to have
-    their mean at the estimate. Compare distances of the same n only.
+    their mean at the estimate. It covers what the estimate is on average at this n (96 of 100 in a
+    simulation at n = 200), not the distance of infinite sets. Compare distances of the same n only.
 
     Args:
         extractor: images in [-1, 1] to features.

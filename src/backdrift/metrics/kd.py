@@ -22,7 +22,8 @@ class KernelDistance:
     Binkowski et al., arXiv 1801.01401, section 4; torchmetrics computes every block. Deviation:
     blocks are disjoint instead of drawn at random, so that they are independent, images are seen
     once, and memory is that of one block. Unbiased at any n, hence negative at times. The interval
-    is the percentile bootstrap over blocks; with fewer than ten it is rough.
+    is the percentile bootstrap over blocks, which is short when they are few: with 20 of them it covered
+    90 of 100 in a simulation, not 95.
 
     Images that do not fill a block on both sides are left out; ``n`` counts those that were used.
 
