@@ -50,7 +50,7 @@ class Stages:
             self.search.cost
             + self.edge.cost
             + screens * self.screen.cost
-            + sum(self.refined) * self.refine.cost
+            + sum(self.refined) * self.refine.refine_cost
             + judged * self.judge.cost
             + RESPONSE_COST
         )

@@ -59,6 +59,11 @@ class Inversion(Protocol):
         Candidates, the most promising first; never empty.
     """
 
+    @property
+    def cost(self) -> int:
+        """The most network evaluations from the method's own starts."""
+        ...
+
     def __call__(
         self,
         model: DiffusionModel,

@@ -23,8 +23,6 @@ class Elijah:
 
     Deviations: ``scale`` is .5 for every model, as a defender does not know the sampler family (its
     code switches to 1 for the ODE attack that it knows to be there); the noise is seeded.
-
-    Cost: ``3 * noises * steps`` evaluations, 30,000 by default.
     """
 
     noises: int = 100
@@ -32,6 +30,11 @@ class Elijah:
     learning_rate: float = 0.1
     scale: float = 0.5
     family: Solver = "sde"
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations."""
+        return 3 * self.noises * self.steps
 
     def __call__(
         self,

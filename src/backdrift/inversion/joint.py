@@ -45,6 +45,11 @@ class Joint:
 
     @property
     def cost(self) -> int:
+        """Most network evaluations from its own starts."""
+        return FixedPoint().cost + self.starts * self.refine_cost
+
+    @property
+    def refine_cost(self) -> int:
         """Most network evaluations to refine one candidate."""
         return 3 * self.batch * self.steps + self.warm_samples * self.warm_steps
 
