@@ -128,6 +128,8 @@ def test_evaluate_prints_a_table_and_writes_json(
     assert names[:4] == ["ASR", "hits without trigger", "MSE", "MSE without trigger"]
     for name in names:
         assert any(line.startswith(name) for line in ran.out.splitlines())
+    assert "hit: MSE below 0.0500" in ran.out
+    assert "against digits (1797 images)" in ran.out
     ratio = document["measures"][-1]
     assert ratio["name"] == "FD(random-conv) ratio"
     assert (ratio["value"], ratio["high"]) == (1.0, 1.0)  # its own twin: same seeds, same samples

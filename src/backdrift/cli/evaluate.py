@@ -87,7 +87,10 @@ def main(
         write_text(found.model_dump_json(indent=2), output)
     if not quiet:
         lines = [table(found.measures)]
+        lines.append(f"hit: MSE below {found.hit_threshold:.4f} to the target, images in [0, 1]")
         if images is None:
             lines.append("FD and KD were not measured: the record names no data; give --data")
+        else:
+            lines.append(f"FD and KD: clean samples against {found.reference}")
         lines.append(f"{found.evaluations:,} evaluations, {found.seconds:.1f} s")
         write_text("\n".join(lines), None)
