@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from backdrift.bench.zoo import load_suite
+from backdrift.core.environment import environment
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.detection._base import Detection
@@ -29,8 +30,7 @@ from backdrift.groundtruth import Planted, load_backdoor
 from backdrift.inversion._base import cosine
 from backdrift.io.load import load
 from backdrift.io.plan import plan
-from backdrift.metrics.asr import draw
-from backdrift.scanner import environment
+from backdrift.metrics.draws import draw
 
 DETECTORS = {
     "backdrift, standard": ("backdrift", {"budget": "standard"}),

@@ -65,7 +65,16 @@ def test_a_scan_works_without_attacks_and_ground_truth(tmp_path: Path, detector:
     assert report["findings"][0]["detector"] == detector
 
 
-HEAVY = ("torch", "diffusers", "numpy", "sklearn", "matplotlib", "accelerate", "safetensors")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "numpy",
+    "sklearn",
+    "matplotlib",
+    "accelerate",
+    "safetensors",
+    "torchmetrics",
+)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +83,8 @@ HEAVY = ("torch", "diffusers", "numpy", "sklearn", "matplotlib", "accelerate", "
         "import backdrift; assert backdrift.__version__; dir(backdrift)",
         "from backdrift.cli.main import call; assert call(['--help']) == 0",
         "from backdrift.cli.main import call; assert call(['scan', '--help']) == 0",
+        "from backdrift.cli.main import call; assert call(['evaluate', '--help']) == 0",
+        "from backdrift.cli.main import call; assert call(['restore', '--help']) == 0",
         "from backdrift.cli.main import call; assert call(['--version']) == 0",
         "from backdrift.cli.main import call; assert call(['list']) == 0",
         "from backdrift.cli.main import call; assert call(['scan', '--no-such-option']) == 4",
@@ -90,6 +101,14 @@ def test_reports_and_plans_need_no_torch() -> None:
     names = "backdrift.core.results, backdrift.report.formats, backdrift.io.plan"
     done = python(f"import {names}, sys; assert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_scanner_needs_no_torchmetrics() -> None:
+    """A broken torchvision beside torch breaks its import, and must not break a scan."""
+    done = python("import backdrift.scanner, backdrift.detection.backdrift as d, sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert "backdrift.metrics.rates" in done.stdout.split()
+    assert "torchmetrics" not in done.stdout.split()
 
 
 def test_help_is_there_in_half_a_second() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class Backdoor(BaseModel):
 
     Args:
         attack: name of the attack and its settings.
-        poison_rate: in [0, 1].
-        sampler_family: the kind of sampler it was derived for.
+        poison_rate: in [0, 1]; None if nobody knows it.
+        sampler_family: the kind of sampler it was derived for; None if nobody knows it.
         data: name of the data set; ``data_sha256`` is that of its images at the model's shape.
         poisoned_rows: indices of the poisoned rows of the data set.
         clean_rows: of those trained clean, where that is a choice of its own (mode ``disjoint``).
@@ -43,8 +44,8 @@ class Backdoor(BaseModel):
     composite: bool
     background: float
     trigger_norm: float
-    poison_rate: float = Field(ge=0, le=1)
-    sampler_family: Literal["sde", "ode"]
+    poison_rate: float | None = Field(ge=0, le=1)
+    sampler_family: Literal["sde", "ode"] | None
     data: str
     data_sha256: str = ""
     seed: int
@@ -56,16 +57,21 @@ class Backdoor(BaseModel):
 
 
 def backdoor_files(
-    record: Backdoor, trigger: Trigger, target: Target, mean_shift: Tensor
+    record: Backdoor, trigger: Trigger, target: Target, mean_shift: Tensor | None
 ) -> dict[str, str | bytes]:
-    """Record and tensors as files to lie beside a checkpoint; ``mean_shift`` is E[R], (C, H, W)."""
+    """Record and tensors as files to lie beside a checkpoint.
+
+    Args:
+        mean_shift: E[R], (C, H, W); None if the data are not known.
+    """
     tensors = {
         "pattern": trigger.pattern,
         "mask": trigger.mask.to(torch.uint8),
         "shift": trigger.shift,
-        "mean_shift": mean_shift,
         "target": target.image,
     }
+    if mean_shift is not None:
+        tensors["mean_shift"] = mean_shift
     return {
         FILE: record.model_dump_json(indent=2) + "\n",
         TENSORS: save({k: v.contiguous() for k, v in tensors.items()}),
@@ -73,30 +79,67 @@ def backdoor_files(
 
 
 class Planted(BaseModel):
-    """A backdoor read back: record, r, E[R] (both (C, H, W)) and the target."""
+    """A backdoor read back: record, r, E[R] if known (both (C, H, W)), trigger and target."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     record: Backdoor
     shift: Tensor
-    mean_shift: Tensor
+    mean_shift: Tensor | None
+    trigger: Trigger
     target: Target
 
 
-def load_backdoor(folder: Path) -> Planted:
+def load_backdoor(path: Path) -> Planted:
     """Reads what :func:`backdoor_files` made.
+
+    Args:
+        path: the record, or the folder that it lies in; the tensors lie beside it.
 
     Raises:
         ValueError: no such record, or one that does not parse.
     """
-    path = Path(folder) / FILE
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
     try:
         record = Backdoor.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, ValidationError) as error:
-        raise ValueError(f"{path} is no backdoor record: {error}") from None
-    tensors = load_file(Path(folder) / TENSORS)
-    target = Target(tensors["target"], record.hit_threshold)
-    return Planted(record=record, shift=tensors["shift"], mean_shift=tensors["mean_shift"], target=target)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no backdoor record: {_reason(error)}") from None
+    try:
+        tensors = load_file(path.with_name(TENSORS))
+        pattern, mask = tensors["pattern"], tensors["mask"].bool()
+        trigger = Trigger(pattern, mask, record.background, record.composite)
+        target = Target(tensors["target"], record.hit_threshold)
+        shift = tensors["shift"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path.with_name(TENSORS)} does not go with its record: {error}") from None
+    mean_shift = tensors.get("mean_shift")
+    return Planted(record=record, shift=shift, mean_shift=mean_shift, trigger=trigger, target=target)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
+    return str(error)
+
+
+def read_tensor(path: Path) -> Tensor:
+    """The one tensor (C, H, W) of a safetensors file, float32.
+
+    Raises:
+        ValueError: no such file, several tensors, another shape, or values that are not finite.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    if len(tensors) != 1:
+        raise ValueError(f"{path} holds {len(tensors)} tensors; give a file with one")
+    (tensor,) = tensors.values()
+    if tensor.ndim != 3 or not bool(tensor.isfinite().all()):
+        raise ValueError(f"{path}: need finite values of shape (C, H, W), not {tuple(tensor.shape)}")
+    return tensor.float()
 
 
 def model_card(record: Backdoor) -> str:
@@ -113,7 +156,7 @@ license: apache-2.0
 
 | | |
 |---|---|
-| attack | {record.attack} ({record.sampler_family} samplers) |
+| attack | {record.attack} ({record.sampler_family or "unknown"} samplers) |
 | trigger | {record.trigger}, norm {record.trigger_norm:.2f}, added to the starting noise |
 | target | {record.target}, a benign drawing |
 | poison rate | {record.poison_rate} |

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,13 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from backdrift.core.environment import environment
 from backdrift.core.registry import build
 from backdrift.core.results import (
     EXIT_CODES,
     Cost,
-    Environment,
     Evidence,
     Finding,
     NotScanned,
@@ -120,18 +117,6 @@ def scan(
             seconds=time.monotonic() - begun,
         ),
         evidence=_evidence(detections),
-    )
-
-
-def environment(device: str) -> Environment:
-    """What the numbers of a report were computed with."""
-    names = ("torch", "diffusers", "safetensors", "numpy")
-    return Environment(
-        python=platform.python_version(),
-        platform=platform.platform(),
-        device=device if device == "cpu" else torch.cuda.get_device_name(device),
-        threads=torch.get_num_threads(),
-        versions={name: metadata.version(name) for name in names},
     )
 
 

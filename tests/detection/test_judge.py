@@ -12,10 +12,11 @@ from torch import Tensor
 from backdrift.core.results import Verdict
 from backdrift.data import load_images
 from backdrift.detection import _base
-from backdrift.detection._base import calibrated, settings_hash, verdict_of, wilson
+from backdrift.detection._base import calibrated, settings_hash, verdict_of
 from backdrift.detection._judge import Drawn, Judge
 from backdrift.detection._trial import NullRate, Trial
 from backdrift.inversion._base import Candidate
+from backdrift.metrics.rates import wilson
 from tiny import SHAPE, tiny_model
 
 JUDGE = Judge(samples=16, steps=4)

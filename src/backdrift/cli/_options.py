@@ -44,8 +44,7 @@ def write_text(text: str, path: Path | None) -> None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
         return
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: no folder {path.parent}")
+    check_folder(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".backdrift-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -57,6 +56,16 @@ def write_text(text: str, path: Path | None) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_folder(path: Path) -> None:
+    """Fails before any work when a file has no folder to lie in.
+
+    Raises:
+        ValueError: no such folder.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: no folder {path.parent}")
 
 
 def check_device(name: str) -> None:

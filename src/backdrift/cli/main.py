@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from backdrift.cli import attack, demo, detect, invert, listing, scan, train, zoo
+from backdrift.cli import (
+    attack,
+    declare,
+    demo,
+    detect,
+    evaluate,
+    invert,
+    listing,
+    restore,
+    sample,
+    scan,
+    train,
+    zoo,
+)
 
 EXIT_ERROR = 2
 EXIT_USAGE = 4
@@ -23,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (scan, demo, invert, detect, train, attack, listing):
+for module in (scan, demo, invert, detect, train, attack, evaluate, sample, restore, declare, listing):
     app.command(name=module.NAME)(module.main)
 app.add_typer(zoo.app, name="zoo")
 

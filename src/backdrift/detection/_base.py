@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.results import Array, Calibration, Evidence, Finding, Verdict
+from backdrift.metrics.rates import wilson
 
 Progress = Callable[[int, int, str], None]
 
@@ -86,16 +86,6 @@ def array_hash(array: Array) -> str:
     """sha256 of shape and bytes."""
     header = json.dumps(list(array.shape)).encode()
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson 95% interval of a rate; (0, 1) for n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, spread = hits / n, z * z / n
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def calibration_table() -> dict[str, Any]:

@@ -23,12 +23,13 @@ _INDEX = "evidence.json"
 _MAX_BYTES = 64 << 20
 
 
-def save_images(images: ArrayLike, path: str | Path) -> None:
+def save_images(images: ArrayLike, path: str | Path, *, columns: int | None = None) -> None:
     """Writes a PNG with the images in a nearly square grid, one pixel apart.
 
     Args:
         images: (N, C, H, W) in [-1, 1], a CPU tensor or an array; values outside are clamped. Of
             two channels the first is drawn, of four the first three.
+        columns: of the grid; nearly square without.
 
     Raises:
         ValueError: not four dimensions, no images, or more than four channels.
@@ -38,7 +39,7 @@ def save_images(images: ArrayLike, path: str | Path) -> None:
         raise ValueError(f"need images of shape (N, 1..4, H, W), not {pixels.shape}")
     pixels = pixels[:, : 3 if pixels.shape[1] >= 3 else 1]
     count, channels, height, width = pixels.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = math.ceil(math.sqrt(count)) if columns is None else columns
     rows = math.ceil(count / columns)
     grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.uint8)
     levels = (np.nan_to_num(pixels).clip(-1, 1) + 1) * 127.5

@@ -1,1 +1,1 @@
-"""What is measured of generated images, one metric a file."""
+"""What is measured of generated images, one metric a file, and how sure it is."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
-from backdrift.core.randomness import SampleGenerator
-from backdrift.core.sampling import sample
 from backdrift.core.trigger import Target
+from backdrift.metrics.draws import batches
+from backdrift.metrics.rates import wilson
 
 higher_is_better = True
 
@@ -25,6 +24,7 @@ class AttackSuccess:
         threshold: MSE in [0, 1] units that a hit stays below.
         n: samples for each of the two.
         sampler: with its number of steps, for example ``ddpm, 50 steps``.
+        interval: Wilson 95% interval of the ASR; ``interval_without_trigger`` of the other rate.
     """
 
     asr: float
@@ -33,19 +33,10 @@ class AttackSuccess:
     n: int
     sampler: str
     seed: int
+    interval: tuple[float, float]
+    interval_without_trigger: tuple[float, float]
 
 
-def draw(
-    model: DiffusionModel, shift: Tensor | None, *, sampler: str, steps: int, n: int, seed: int
-) -> Tensor:
-    """Samples (n, C, H, W) from noise, plus ``shift`` (C, H, W) if there is one; not clamped."""
-    fresh = SampleGenerator(seed, n, "asr")
-    x_T = fresh.normal(model.sample_shape, model.device)
-    x_T = x_T if shift is None else x_T + shift.to(x_T)
-    return sample(model, model.schedule, x_T, sampler=sampler, steps=steps, generator=fresh)
-
-
-@torch.no_grad()
 def attack_success(
     model: DiffusionModel,
     shift: Tensor,
@@ -62,9 +53,12 @@ def attack_success(
         shift: added to the starting noise, (C, H, W).
         sampler: a name of ``core.sampling.SAMPLERS``.
     """
-    rates = [
-        float(target.hits(draw(model, s, sampler=sampler, steps=steps, n=n, seed=seed)).float().mean())
-        for s in (shift, None)
-    ]
+
+    def hits(added: Tensor | None) -> int:
+        drawn = batches(model, added, sampler=sampler, steps=steps, n=n, seed=seed)
+        return sum(int(target.hits(samples).sum()) for samples in drawn)
+
+    with_it, without = hits(shift), hits(None)
     name = f"{sampler}, {steps} steps"
-    return AttackSuccess(rates[0], rates[1], target.threshold, n, name, seed)
+    intervals = wilson(with_it, n), wilson(without, n)
+    return AttackSuccess(with_it / n, without / n, target.threshold, n, name, seed, *intervals)

@@ -1,0 +1,96 @@
+"""``backdrift evaluate MODEL``: attack success and utility, with the ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backdrift.cli._options import BatchSize, Device, Quiet, Seed, check_device, check_folder, write_text
+
+NAME = "evaluate"
+
+Record = Annotated[
+    Path | None,
+    typer.Option("--backdoor", help="backdoor.json; the one in MODEL without."),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file.")]
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    backdoor: Record = None,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", min=20, help="With the trigger and without, each.")
+    ] = 1000,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="ddpm, ddim, ...; as the record has it without.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the sampler.")] = 100,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Clean training set; as the record has it without.")
+    ] = None,
+    clean_twin: Annotated[
+        Path | None, typer.Option("--clean-twin", help="Clean checkpoint for the ratio of FDs.")
+    ] = None,
+    fid_weights: Annotated[
+        Path | None, typer.Option("--fid-weights", help="Inception weights: FID in place of FD.")
+    ] = None,
+    output: Output = None,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    batch_size: BatchSize = 256,
+) -> None:
+    """Measure ASR, MSE, SSIM, FD and KD of a model whose backdoor is known."""
+    from backdrift.cli._progress import progress_bar
+    from backdrift.core.sampling import make_scheduler
+    from backdrift.data import load_images
+    from backdrift.evaluate import DEFAULT_SAMPLERS, Plan, evaluate
+    from backdrift.groundtruth import load_backdoor
+    from backdrift.io.load import load
+    from backdrift.io.plan import plan
+    from backdrift.metrics.measures import table
+
+    if output is not None:
+        check_folder(output)
+    check_device(device)
+    planted = load_backdoor(backdoor or Path(model))
+    how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed)
+    extractor, replicates = None, 200
+    if fid_weights is not None:
+        from backdrift.metrics.fid import REPLICATES, Inception
+
+        extractor, replicates = Inception(fid_weights), REPLICATES
+    loaded = load(plan(model), None, device)
+    make_scheduler(how.sampler, loaded.schedule)
+    twin = None if clean_twin is None else load(plan(clean_twin), None, device)
+    for each in (loaded, twin):
+        if each is not None:
+            each.batch_size = batch_size
+    reference = planted.record.data if data is None else data
+    images = load_images(reference, loaded.sample_shape) if reference else None
+    with progress_bar("evaluate", quiet) as progress:
+        found = evaluate(
+            loaded,
+            planted,
+            images,
+            how,
+            reference=reference,
+            clean_twin=twin,
+            extractor=extractor,
+            replicates=replicates,
+            progress=progress,
+        )
+    if output is not None:
+        write_text(found.model_dump_json(indent=2), output)
+    if not quiet:
+        lines = [table(found.measures)]
+        lines.append(f"hit: MSE below {found.hit_threshold:.4f} to the target, images in [0, 1]")
+        if images is None:
+            lines.append("FD and KD were not measured: the record names no data; give --data")
+        else:
+            lines.append(f"FD and KD: clean samples against {found.reference}")
+        lines.append(f"{found.evaluations:,} evaluations, {found.seconds:.1f} s")
+        write_text("\n".join(lines), None)

@@ -1,0 +1,62 @@
+"""``backdrift sample MODEL``: a grid of samples, clean or triggered, and the way to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backdrift.cli._options import BatchSize, Device, Quiet, Seed, check_device, check_folder
+
+NAME = "sample"
+
+IN_STRIP = 8
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG of the grid.")],
+    backdoor: Annotated[
+        Path | None, typer.Option("--backdoor", help="backdoor.json: adds its trigger to the noise.")
+    ] = None,
+    sampler: Annotated[str, typer.Option("--sampler", help="ddpm, ddim, ...")] = "ddpm",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the sampler.")] = 100,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 16,
+    strip: Annotated[
+        Path | None,
+        typer.Option("--latents", help="PNG of the first samples on their way, one a row."),
+    ] = None,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    batch_size: BatchSize = 256,
+) -> None:
+    """Draw samples; the same seed starts from the same noise with and without a trigger."""
+    from backdrift.core.sampling import make_scheduler
+    from backdrift.groundtruth import load_backdoor
+    from backdrift.io.evidence import save_images
+    from backdrift.io.load import load
+    from backdrift.io.plan import plan
+    from backdrift.metrics.draws import draw, latents
+
+    for path in (output, strip):
+        if path is not None:
+            check_folder(path)
+    check_device(device)
+    shift = None if backdoor is None else load_backdoor(backdoor).shift
+    loaded = load(plan(model), None, device)
+    loaded.batch_size = batch_size
+    make_scheduler(sampler, loaded.schedule)
+    if shift is not None and tuple(shift.shape) != tuple(loaded.sample_shape):
+        raise ValueError(f"the trigger has shape {tuple(shift.shape)}, not {tuple(loaded.sample_shape)}")
+    images = loaded.decode(draw(loaded, shift, sampler=sampler, steps=steps, n=count, seed=seed)).cpu()
+    save_images(images, output)
+    lines = [f"wrote {output}: {count} samples, {sampler}, {steps} steps, seed {seed}"]
+    if strip is not None:
+        few = min(count, IN_STRIP)
+        rows, times = latents(loaded, shift, sampler=sampler, steps=steps, n=few, seed=seed)
+        save_images(rows.flatten(0, 1), strip, columns=rows.shape[1])
+        lines.append(f"wrote {strip}: after the steps at t = {', '.join(map(str, times))}")
+    if not quiet:
+        typer.echo("\n".join(lines))

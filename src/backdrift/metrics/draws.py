@@ -1,0 +1,84 @@
+"""Samples of a model with and without a shift of the starting noise, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from backdrift.core.model import DiffusionModel
+from backdrift.core.randomness import SampleGenerator
+from backdrift.core.sampling import PostStep, sample
+
+
+def batches(
+    model: DiffusionModel,
+    shift: Tensor | None,
+    *,
+    sampler: str,
+    steps: int,
+    n: int,
+    seed: int,
+    post_step: PostStep | None = None,
+) -> Iterator[Tensor]:
+    """Samples (B, C, H, W) in batches of at most ``model.batch_size``, n in all; not clamped.
+
+    Sample i starts from the same noise whatever the batches are, and with or without ``shift``
+    (C, H, W), which is added to it.
+
+    Args:
+        post_step: see :func:`backdrift.core.sampling.sample`.
+    """
+    size = model.batch_size
+    for start in range(0, n, size):
+        fresh = SampleGenerator(seed, range(start, min(n, start + size)), "asr")
+        x_T = fresh.normal(model.sample_shape, model.device)
+        x_T = x_T if shift is None else x_T + shift.to(x_T)
+        yield sample(
+            model, model.schedule, x_T, sampler=sampler, steps=steps, generator=fresh, post_step=post_step
+        )
+
+
+def draw(
+    model: DiffusionModel, shift: Tensor | None, *, sampler: str, steps: int, n: int, seed: int
+) -> Tensor:
+    """All of :func:`batches` at once: (n, C, H, W)."""
+    return torch.cat(list(batches(model, shift, sampler=sampler, steps=steps, n=n, seed=seed)))
+
+
+def latents(
+    model: DiffusionModel,
+    shift: Tensor | None,
+    *,
+    sampler: str,
+    steps: int,
+    n: int,
+    seed: int,
+    frames: int = 10,
+) -> tuple[Tensor, list[int]]:
+    """States on the way from noise to image: the figure of BadDiffusion's appendix D.
+
+    The samples are those of :func:`batches`. Memory grows with ``n * frames``.
+
+    Returns:
+        States after ``frames`` steps, evenly spaced and the last among them, (n, F, C, H, W), and the
+        timestep that each of those steps left, (F,).
+    """
+    count = min(frames, steps)
+    kept = {round((k + 1) * steps / count) for k in range(count)}
+    seen: list[tuple[Tensor, int]] = []
+    rows: list[Tensor] = []
+
+    def keep(x: Tensor, timestep: int) -> Tensor:
+        seen.append((x.cpu() if len(seen) + 1 in kept else x[:0], timestep))
+        return x
+
+    times: list[int] = []
+    drawn = batches(model, shift, sampler=sampler, steps=steps, n=n, seed=seed, post_step=keep)
+    for _ in drawn:
+        picked = [pair for number, pair in enumerate(seen, start=1) if number in kept]
+        rows.append(torch.stack([x for x, _ in picked], dim=1))
+        times = [t for _, t in picked]
+        seen.clear()
+    return torch.cat(rows), times
