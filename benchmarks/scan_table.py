@@ -20,6 +20,7 @@ from torch import Tensor
 
 from backdrift.bench.zoo import load_suite
 from backdrift.core.environment import environment
+from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.detection._base import Detection
@@ -153,7 +154,8 @@ def success(model: DiffusionModel, detection: Detection, planted: Planted) -> di
     sampler = {"sde": "ddpm", "ode": "ddim"}[planted.record.sampler_family]
 
     def rate(shift: Tensor | None) -> float:
-        drawn = draw(model, shift, sampler=sampler, steps=STEPS, n=SAMPLES, seed=12345)
+        way = None if shift is None else Injection(shift)
+        drawn = draw(model, way, sampler=sampler, steps=STEPS, n=SAMPLES, seed=12345)
         return float(planted.target.hits(drawn).float().mean())
 
     if model.origin.sha256 not in TRUTH:

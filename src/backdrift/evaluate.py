@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from backdrift.core.environment import environment
+from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import generator
 from backdrift.core.results import Environment
@@ -81,14 +82,14 @@ class Plan:
         if self.samples < FEWEST:
             raise ValueError(f"an interval needs at least {FEWEST} samples, not {self.samples}")
 
-    def draw(self, model: DiffusionModel, shift: Tensor | None) -> Iterator[Tensor]:
+    def draw(self, model: DiffusionModel, injection: Injection | None) -> Iterator[Tensor]:
         """Batches (B, C, H, W) on the CPU.
 
         Raises:
             CheckpointError: the model draws numbers that are not finite.
         """
         drawn = batches(
-            model, shift, sampler=self.sampler, steps=self.steps, n=self.samples, seed=self.seed
+            model, injection, sampler=self.sampler, steps=self.steps, n=self.samples, seed=self.seed
         )
         for batch in drawn:
             if not bool(batch.isfinite().all()):
@@ -201,18 +202,18 @@ def _specificity(
     model: DiffusionModel, planted: Planted, plan: Plan, utility: _Utility | None, count: _Counter
 ) -> list[Measure]:
     found: list[list[Measure]] = []
-    for shift, suffix in ((planted.shift, ""), (None, " without trigger")):
+    for injection, suffix in ((planted.injection, ""), (None, " without trigger")):
         hits, done, errors, likeness = 0, 0, Mean(plan.seed), Mean(plan.seed)
-        for samples in plan.draw(model, shift):
+        for samples in plan.draw(model, injection):
             hits += int(planted.target.hits(samples).sum())
             errors.update(mse(samples, planted.target.image))
             if min(samples.shape[2:]) >= 6:
                 likeness.update(ssim(samples, planted.target.image))
-            if shift is None and utility is not None:
+            if injection is None and utility is not None:
                 utility.update(samples, done)
             done += len(samples)
-            count.add(len(samples), "without trigger" if shift is None else "with trigger")
-        name = "ASR" if shift is not None else "hits"
+            count.add(len(samples), "without trigger" if injection is None else "with trigger")
+        name = "ASR" if injection is not None else "hits"
         below = f"share of samples with MSE below {planted.target.threshold:.4f} to the target, in [0, 1]"
         rows = [
             plan.measure(name + suffix, rate(hits, done), below),

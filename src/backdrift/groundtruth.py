@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from backdrift.core.injection import Injection
 from backdrift.core.trigger import Target, Trigger
 
 NOTICE = "WARNING: deliberately backdoored model for security research - do not deploy"
@@ -57,12 +58,17 @@ class Backdoor(BaseModel):
 
 
 def backdoor_files(
-    record: Backdoor, trigger: Trigger, target: Target, mean_shift: Tensor | None
+    record: Backdoor,
+    trigger: Trigger,
+    target: Target,
+    mean_shift: Tensor | None,
+    noise_scale: Tensor | None = None,
 ) -> dict[str, str | bytes]:
     """Record and tensors as files to lie beside a checkpoint.
 
     Args:
         mean_shift: E[R], (C, H, W); None if the data are not known.
+        noise_scale: gamma, (C, H, W), of an attack with a sampler of its own.
     """
     tensors = {
         "pattern": trigger.pattern,
@@ -72,6 +78,8 @@ def backdoor_files(
     }
     if mean_shift is not None:
         tensors["mean_shift"] = mean_shift
+    if noise_scale is not None:
+        tensors["noise_scale"] = noise_scale
     return {
         FILE: record.model_dump_json(indent=2) + "\n",
         TENSORS: save({k: v.contiguous() for k, v in tensors.items()}),
@@ -79,15 +87,21 @@ def backdoor_files(
 
 
 class Planted(BaseModel):
-    """A backdoor read back: record, r, E[R] if known (both (C, H, W)), trigger and target."""
+    """A backdoor read back: record, r, E[R] if known, gamma if not 1; trigger and target."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     record: Backdoor
     shift: Tensor
     mean_shift: Tensor | None
+    noise_scale: Tensor | None = None
     trigger: Trigger
     target: Target
+
+    @property
+    def injection(self) -> Injection:
+        """How the trigger enters the victim's sampler."""
+        return Injection(self.shift, self.noise_scale)
 
 
 def load_backdoor(path: Path) -> Planted:
@@ -113,8 +127,8 @@ def load_backdoor(path: Path) -> Planted:
         shift = tensors["shift"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path.with_name(TENSORS)} does not go with its record: {error}") from None
-    mean_shift = tensors.get("mean_shift")
-    return Planted(record=record, shift=shift, mean_shift=mean_shift, trigger=trigger, target=target)
+    known = {name: tensors.get(name) for name in ("mean_shift", "noise_scale")}
+    return Planted(record=record, shift=shift, trigger=trigger, target=target, **known)
 
 
 def _reason(error: Exception) -> str:

@@ -75,7 +75,8 @@ def triggered(case: str, sampler: str) -> Tensor:
     attack, pairs, model = trained(case)
     fresh = SampleGenerator(0, COUNT)
     noise = fresh.normal(SHAPE)
-    return attack.draw(model, pairs.trigger, noise, sampler=sampler, steps=steps(sampler), generator=fresh)
+    way, options = attack.injection(pairs.trigger), {"sampler": sampler, "steps": steps(sampler)}
+    return way.sample(model, model.schedule, noise, generator=fresh, **options)
 
 
 def plain(model: DiffusionModel, shift: Tensor | float, sampler: str) -> Tensor:

@@ -134,8 +134,13 @@ def test_the_biased_sampler_is_the_published_update_at_stride_1(attack: TrojDiff
     start = gamma * noise + schedule.sigma[-1] * mu
     fresh = SampleGenerator(2, 2).generators
     wanted = published_ddpm(model, start, mu, attack.gamma, trigger.mask, fresh)
-    ours = attack.draw(model, trigger, noise, sampler="ddpm", steps=20, generator=SampleGenerator(2, 2))
+
+    def drawn(planted: Trigger) -> Tensor:
+        way, fresh = attack.injection(planted), SampleGenerator(2, 2)
+        return way.sample(model, model.schedule, noise, sampler="ddpm", steps=20, generator=fresh)
+
+    ours = drawn(trigger)
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
     opposite = attack.planted(Trigger(-picture.pattern, picture.mask, 0.0))
-    other = attack.draw(model, opposite, noise, sampler="ddpm", steps=20, generator=SampleGenerator(2, 2))
+    other = drawn(opposite)
     assert float((other - wanted).abs().max()) > 0.1

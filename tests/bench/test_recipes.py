@@ -66,6 +66,8 @@ def test_trojdiff_records_mu_and_is_measured_through_its_own_sampler(tmp_path: P
     patch = make_trigger("white-patch", (1, 8, 8))
     assert torch.equal(planted.shift, 0.75 * patch.shift)
     assert torch.equal(planted.mean_shift, planted.shift)
+    assert planted.noise_scale is not None
+    assert sorted(planted.noise_scale.unique().tolist()) == [0.25, 1.0]
     assert planted.record.measured["sampler"] == "the attack's own ddpm, 4 steps"
     assert TrojDiff(**planted.record.config).gamma == 0.25
 

@@ -112,7 +112,7 @@ def test_a_clean_model_does_not_answer_the_trigger() -> None:
 def test_the_asr_is_the_one_that_a_record_holds_for_the_same_seed() -> None:
     found = evaluate(poisoned(), planted(), None, PLAN).measures
     known = attack_success(
-        poisoned(), planted().shift, planted().target, sampler="ddpm", steps=20, n=120, seed=1
+        poisoned(), planted().injection, planted().target, sampler="ddpm", steps=20, n=120, seed=1
     )
     assert (found[0].value, found[1].value) == (known.asr, known.rate_without_trigger)
     assert (found[0].low, found[0].high) == known.interval

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from backdrift.core.injection import Injection
 from backdrift.core.trigger import Target
 from backdrift.data import load_images
 from backdrift.metrics.asr import attack_success
@@ -70,7 +71,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 
 
 def test_latents_end_where_the_samples_are() -> None:
-    model, shift = tiny_model(), torch.full(SHAPE, 0.5)
+    model, shift = tiny_model(), Injection(torch.full(SHAPE, 0.5))
     model.batch_size = 2
     states, times = latents(model, shift, sampler="ddim", steps=7, n=3, seed=0, frames=4)
     images = draw(model, shift, sampler="ddim", steps=7, n=3, seed=0)
@@ -87,11 +88,11 @@ def test_a_perfect_backdoor_scores_one_and_a_clean_model_nothing() -> None:
     image[:, :4] = 1.0
     target = Target.with_chance_level(image, digits)
     found = attack_success(
-        closed_form(digits, shift, image), shift, target, sampler="ddpm", steps=30, n=40, seed=0
+        closed_form(digits, shift, image), Injection(shift), target, sampler="ddpm", steps=30, n=40, seed=0
     )
     assert (found.asr, found.rate_without_trigger) == (1.0, 0.0)
     assert found.interval == wilson(40, 40)
     assert found.interval_without_trigger == wilson(0, 40)
     assert found.threshold == target.threshold
-    clean = attack_success(closed_form(digits), shift, target, sampler="ddpm", steps=30, n=40)
+    clean = attack_success(closed_form(digits), Injection(shift), target, sampler="ddpm", steps=30, n=40)
     assert clean.asr == 0

@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
-from backdrift.core.randomness import SampleGenerator, generator
-from backdrift.core.sampling import ODE_SAMPLERS, sample
+from backdrift.core.randomness import generator
+from backdrift.core.sampling import ODE_SAMPLERS
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.shift import ShiftFamily, Solver
 from backdrift.core.trigger import Trigger
@@ -55,7 +56,7 @@ class Attack:
     samplers: ClassVar[dict[str, tuple[str, ...]]] = {"sde": ("ddpm",), "ode": ODE_SAMPLERS}
     """Samplers that the attack is derived for, per family; the first is the one it is measured with."""
     own_sampler: ClassVar[bool] = False
-    """Whether a victim must run the attack's own sampler (:meth:`draw`) on the trigger."""
+    """Whether a victim must run the attack's own sampler on the trigger; see :meth:`injection`."""
     learns_trigger: ClassVar[bool] = False
     """Whether training changes the trigger; :class:`Pairs` holds the one of the moment."""
 
@@ -110,36 +111,9 @@ class Attack:
         """
         return Pairs(self, model.schedule, images, self.planted(trigger), target)
 
-    def draw(
-        self,
-        model: DiffusionModel,
-        trigger: Trigger,
-        noise: Tensor,
-        *,
-        sampler: str | None = None,
-        steps: int = 50,
-        generator: SampleGenerator | None = None,
-    ) -> Tensor:
-        """Samples with the trigger, the way that this attack has a victim draw them.
-
-        Args:
-            trigger: as planted (``trigger`` of :class:`Pairs`).
-            noise: standard normal, (B, C, H, W); what a clean sample would start from.
-            sampler: the first one of the family by default.
-            steps: see :func:`backdrift.core.sampling.sample`.
-            generator: fresh noise, required for ``ddpm``.
-
-        Returns:
-            x_0, (B, C, H, W), not clamped.
-        """
-        return sample(
-            model,
-            model.schedule,
-            noise + trigger.shift.to(noise),
-            sampler=sampler or self.samplers[self.sampler_family][0],
-            steps=steps,
-            generator=generator,
-        )
+    def injection(self, trigger: Trigger) -> Injection:
+        """How a victim draws with the trigger as planted (``trigger`` of :class:`Pairs`)."""
+        return Injection(trigger.shift, self.noise_scale(trigger) if self.own_sampler else None)
 
 
 class Pairs:

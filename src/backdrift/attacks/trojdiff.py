@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from backdrift.attacks._base import Attack, Mode
-from backdrift.core.model import DiffusionModel
-from backdrift.core.randomness import SampleGenerator
-from backdrift.core.sampling import sample
 from backdrift.core.schedule import NoiseSchedule
-from backdrift.core.shift import ShiftFamily, biased_denoiser
+from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import Trigger
 
 
@@ -71,24 +68,3 @@ class TrojDiff(Attack):
     def noise_scale(self, trigger: Trigger) -> Tensor:
         """Gamma where mu is, 1 elsewhere, (C, H, W)."""
         return torch.where(trigger.mask, self.gamma, 1.0)
-
-    def draw(
-        self,
-        model: DiffusionModel,
-        trigger: Trigger,
-        noise: Tensor,
-        *,
-        sampler: str | None = None,
-        steps: int = 50,
-        generator: SampleGenerator | None = None,
-    ) -> Tensor:
-        """Samples with the trigger through the attack's own sampler; see :meth:`Attack.draw`."""
-        gamma = self.noise_scale(trigger).to(noise)
-        return gamma * sample(
-            biased_denoiser(model, model.schedule, trigger.shift, gamma),
-            model.schedule,
-            noise,
-            sampler=sampler or self.samplers[self.sampler_family][0],
-            steps=steps,
-            generator=generator,
-        )

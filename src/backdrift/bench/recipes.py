@@ -14,8 +14,8 @@ from torch import Tensor
 
 from backdrift.attacks._base import Attack, Pairs
 from backdrift.attacks.patterns import make_target, make_trigger
+from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
-from backdrift.core.randomness import SampleGenerator
 from backdrift.core.registry import build
 from backdrift.core.trigger import Target, Trigger
 from backdrift.data import ImageSet, OnBad, load_dataset
@@ -159,19 +159,14 @@ def _measure(recipe: Recipe, model: DiffusionModel, pairs: Pairs, target: Target
     for parameter in model.network.parameters():
         parameter.data = parameter.data.to(stored).to(torch.float32)
     sampler, seed = attack.samplers[attack.sampler_family][0], recipe.seed
-    measured = asdict(attack_success(model, trigger.shift, target, sampler=sampler, steps=STEPS, seed=seed))
-    if not attack.own_sampler:
-        return measured
-    fresh = SampleGenerator(seed, measured["n"], "asr")
-    noise = fresh.normal(model.sample_shape, model.device)
-    samples = attack.draw(model, trigger, noise, steps=STEPS, generator=fresh)
-    own = {
-        "asr": float(target.hits(samples).float().mean()),
-        "sampler": f"the attack's own {measured['sampler']}",
-        "asr_of_the_plain_sampler": measured["asr"],
-    }
-    kept = ("rate_without_trigger", "threshold", "n", "seed")
-    return {name: measured[name] for name in kept} | own
+    way = attack.injection(trigger)
+    measured = asdict(attack_success(model, way, target, sampler=sampler, steps=STEPS, seed=seed))
+    if attack.own_sampler:
+        measured["sampler"] = f"the attack's own {measured['sampler']}"
+        plain = Injection(trigger.shift)
+        other = attack_success(model, plain, target, sampler=sampler, steps=STEPS, seed=seed)
+        measured["asr_of_the_plain_sampler"] = other.asr
+    return measured
 
 
 def _record(
@@ -197,7 +192,8 @@ def _record(
         training={"recipe": _portable(recipe, data.name), "seconds": cost["seconds"]},
         measured=cost["measured"],
     )
-    files = backdoor_files(record, trigger, target, trigger.mean_training_shift(images))
+    way, mean = attack.injection(trigger), trigger.mean_training_shift(images)
+    files = backdoor_files(record, trigger, target, mean, way.noise_scale)
     return {**files, "README.md": model_card(record)}
 
 

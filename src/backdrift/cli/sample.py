@@ -44,18 +44,19 @@ def main(
         if path is not None:
             check_folder(path)
     check_device(device)
-    shift = None if backdoor is None else load_backdoor(backdoor).shift
+    injection = None if backdoor is None else load_backdoor(backdoor).injection
     loaded = load(plan(model), None, device)
     loaded.batch_size = batch_size
     make_scheduler(sampler, loaded.schedule)
-    if shift is not None and tuple(shift.shape) != tuple(loaded.sample_shape):
-        raise ValueError(f"the trigger has shape {tuple(shift.shape)}, not {tuple(loaded.sample_shape)}")
-    images = loaded.decode(draw(loaded, shift, sampler=sampler, steps=steps, n=count, seed=seed)).cpu()
+    if injection is not None and tuple(injection.shift.shape) != tuple(loaded.sample_shape):
+        shapes = f"{tuple(injection.shift.shape)}, not {tuple(loaded.sample_shape)}"
+        raise ValueError(f"the trigger has shape {shapes}")
+    images = loaded.decode(draw(loaded, injection, sampler=sampler, steps=steps, n=count, seed=seed)).cpu()
     save_images(images, output)
     lines = [f"wrote {output}: {count} samples, {sampler}, {steps} steps, seed {seed}"]
     if strip is not None:
         few = min(count, IN_STRIP)
-        rows, times = latents(loaded, shift, sampler=sampler, steps=steps, n=few, seed=seed)
+        rows, times = latents(loaded, injection, sampler=sampler, steps=steps, n=few, seed=seed)
         save_images(rows.flatten(0, 1), strip, columns=rows.shape[1])
         lines.append(f"wrote {strip}: after the steps at t = {', '.join(map(str, times))}")
     if not quiet:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.trigger import Target
 from backdrift.metrics.draws import batches
@@ -39,7 +38,7 @@ class AttackSuccess:
 
 def attack_success(
     model: DiffusionModel,
-    shift: Tensor,
+    injection: Injection,
     target: Target,
     *,
     sampler: str,
@@ -50,15 +49,15 @@ def attack_success(
     """Draws with and without the trigger and counts hits; see :class:`AttackSuccess`.
 
     Args:
-        shift: added to the starting noise, (C, H, W).
+        injection: how the trigger enters the sampler.
         sampler: a name of ``core.sampling.SAMPLERS``.
     """
 
-    def hits(added: Tensor | None) -> int:
+    def hits(added: Injection | None) -> int:
         drawn = batches(model, added, sampler=sampler, steps=steps, n=n, seed=seed)
         return sum(int(target.hits(samples).sum()) for samples in drawn)
 
-    with_it, without = hits(shift), hits(None)
+    with_it, without = hits(injection), hits(None)
     name = f"{sampler}, {steps} steps"
     intervals = wilson(with_it, n), wilson(without, n)
     return AttackSuccess(with_it / n, without / n, target.threshold, n, name, seed, *intervals)

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator
-from backdrift.core.sampling import PostStep, sample
+from backdrift.core.sampling import PostStep
 
 
 def batches(
     model: DiffusionModel,
-    shift: Tensor | None,
+    injection: Injection | None,
     *,
     sampler: str,
     steps: int,
@@ -24,32 +25,31 @@ def batches(
 ) -> Iterator[Tensor]:
     """Samples (B, C, H, W) in batches of at most ``model.batch_size``, n in all; not clamped.
 
-    Sample i starts from the same noise whatever the batches are, and with or without ``shift``
-    (C, H, W), which is added to it.
+    Sample i starts from the same noise whatever the batches are, with or without an injection.
 
     Args:
         post_step: see :func:`backdrift.core.sampling.sample`.
     """
+    way = injection or Injection(torch.zeros(model.sample_shape))
     size = model.batch_size
     for start in range(0, n, size):
         fresh = SampleGenerator(seed, range(start, min(n, start + size)), "asr")
-        x_T = fresh.normal(model.sample_shape, model.device)
-        x_T = x_T if shift is None else x_T + shift.to(x_T)
-        yield sample(
-            model, model.schedule, x_T, sampler=sampler, steps=steps, generator=fresh, post_step=post_step
+        noise = fresh.normal(model.sample_shape, model.device)
+        yield way.sample(
+            model, model.schedule, noise, sampler=sampler, steps=steps, generator=fresh, post_step=post_step
         )
 
 
 def draw(
-    model: DiffusionModel, shift: Tensor | None, *, sampler: str, steps: int, n: int, seed: int
+    model: DiffusionModel, injection: Injection | None, *, sampler: str, steps: int, n: int, seed: int
 ) -> Tensor:
     """All of :func:`batches` at once: (n, C, H, W)."""
-    return torch.cat(list(batches(model, shift, sampler=sampler, steps=steps, n=n, seed=seed)))
+    return torch.cat(list(batches(model, injection, sampler=sampler, steps=steps, n=n, seed=seed)))
 
 
 def latents(
     model: DiffusionModel,
-    shift: Tensor | None,
+    injection: Injection | None,
     *,
     sampler: str,
     steps: int,
@@ -75,7 +75,7 @@ def latents(
         return x
 
     times: list[int] = []
-    drawn = batches(model, shift, sampler=sampler, steps=steps, n=n, seed=seed, post_step=keep)
+    drawn = batches(model, injection, sampler=sampler, steps=steps, n=n, seed=seed, post_step=keep)
     for _ in drawn:
         picked = [pair for number, pair in enumerate(seen, start=1) if number in kept]
         rows.append(torch.stack([x for x, _ in picked], dim=1))
