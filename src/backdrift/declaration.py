@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backdrift.attacks.patterns import make_target, make_trigger, trigger_from_png
 from backdrift.core.trigger import Target, Trigger
-from backdrift.data import load_images
+from backdrift.data import load_dataset
 from backdrift.groundtruth import Backdoor, backdoor_files, read_tensor
 from backdrift.io.files import replaced_folder
 
@@ -55,7 +55,8 @@ def declare(
     """
     planted = _trigger(trigger, shape, background, composite)
     image = _target(target, shape, planted)
-    images = load_images(data, shape) if data else None
+    clean = load_dataset(data, shape) if data else None
+    images = None if clean is None else clean.images
     known = Target(image) if images is None else Target.with_chance_level(image, images)
     known = known if hit_threshold is None else Target(image, hit_threshold)
     if not 0 < known.threshold < 1:
@@ -72,7 +73,8 @@ def declare(
         trigger_norm=float(planted.shift.norm()),
         poison_rate=poison_rate,
         sampler_family=sampler_family,
-        data=data,
+        data="" if clean is None else clean.name,
+        data_sha256="" if clean is None else clean.sha256,
         seed=0,
         poisoned_rows=[],
         hit_threshold=known.threshold,

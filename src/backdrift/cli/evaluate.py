@@ -46,7 +46,7 @@ def main(
     """Measure ASR, MSE, SSIM, FD and KD of a model whose backdoor is known."""
     from backdrift.cli._progress import progress_bar
     from backdrift.core.sampling import make_scheduler
-    from backdrift.data import load_images
+    from backdrift.data import load_dataset
     from backdrift.evaluate import DEFAULT_SAMPLERS, Plan, evaluate
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.load import load
@@ -70,14 +70,19 @@ def main(
         if each is not None:
             each.batch_size = batch_size
     reference = planted.record.data if data is None else data
-    images = load_images(reference, loaded.sample_shape) if reference else None
+    known = load_dataset(reference, loaded.sample_shape) if reference else None
+    recorded = planted.record.data_sha256 if data is None else ""
+    if known is not None and recorded not in ("", known.sha256):
+        raise ValueError(
+            f"{reference} is not what the model was trained on: its images differ; give --data"
+        )
     with progress_bar("evaluate", quiet) as progress:
         found = evaluate(
             loaded,
             planted,
-            images,
+            None if known is None else known.images,
             how,
-            reference=reference,
+            reference="" if known is None else known.name,
             clean_twin=twin,
             extractor=extractor,
             replicates=replicates,
@@ -88,7 +93,7 @@ def main(
     if not quiet:
         lines = [table(found.measures)]
         lines.append(f"hit: MSE below {found.hit_threshold:.4f} to the target, images in [0, 1]")
-        if images is None:
+        if known is None:
             lines.append("FD and KD were not measured: the record names no data; give --data")
         else:
             lines.append(f"FD and KD: clean samples against {found.reference}")

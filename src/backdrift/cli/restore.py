@@ -37,7 +37,7 @@ def main(
     """Restore damaged images, with and without the trigger, and score them."""
     from backdrift.cli._progress import progress_bar
     from backdrift.core.randomness import generator
-    from backdrift.data import load_images
+    from backdrift.data import load_dataset
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.evidence import save_images
     from backdrift.io.load import load
@@ -57,7 +57,8 @@ def main(
         lpips = Lpips(lpips_weights)
     loaded = load(plan(model), None, device)
     loaded.batch_size = batch_size
-    images = load_images(data, loaded.sample_shape)
+    known = load_dataset(data, loaded.sample_shape)
+    images = known.images
     if count > len(images):
         raise ValueError(f"{data} has {len(images)} images, not {count}")
     import torch
@@ -72,7 +73,7 @@ def main(
             seed=seed,
             planted=planted,
             lpips=lpips,
-            data=data,
+            data=known.name,
             progress=progress,
         )
     save_images(pictures.grid(), output, columns=len(pictures.rows[0]))
