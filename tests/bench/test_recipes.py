@@ -55,7 +55,7 @@ def test_an_attack_is_measured_and_recorded(tmp_path: Path, attack: str) -> None
     assert record.config["poison_rate"] == record.poison_rate == 0.5
     assert len(record.poisoned_rows) == 1797 // 2
     assert record.clean_rows is None
-    assert record.measured == cost["measured"]
+    assert record.measured == json.loads(json.dumps(cost["measured"]))
     assert {"asr", "rate_without_trigger", "threshold", "n", "sampler", "seed"} <= set(cost["measured"])
     assert record.trigger_norm == pytest.approx(float(planted.shift.norm()))
 
