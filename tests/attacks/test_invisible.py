@@ -60,14 +60,19 @@ def test_the_inner_gradient_against_finite_differences() -> None:
     assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
 
 
-def test_one_step_is_adam_on_the_sign() -> None:
-    """The first step of Adam is the rate against the sign, whatever the size of the gradient."""
+def test_two_steps_are_adam_on_the_sign() -> None:
+    """With signs for gradients its second moment is 1, and the first is .9 of the old and .1 of the new."""
     model = tiny_model(blocks=1)
     pairs, hook = learner(model)
-    with model.frozen():
-        (gradient,) = torch.autograd.grad(hook.loss(model, 0), hook.delta)
-    hook.before_step(model, 0)
-    torch.testing.assert_close(pairs.trigger.shift, -0.01 * gradient.sign(), rtol=1e-4, atol=1e-7)
+    signs = []
+    for step in range(2):
+        with model.frozen():
+            (gradient,) = torch.autograd.grad(hook.loss(model, step), hook.delta)
+        signs.append(gradient.sign())
+        hook.before_step(model, step)
+    wanted = -0.01 * (signs[0] + (0.09 * signs[0] + 0.1 * signs[1]) / 0.19)
+    assert not torch.equal(*signs)
+    torch.testing.assert_close(pairs.trigger.shift, wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_the_inner_loss_falls_and_the_bound_holds() -> None:
