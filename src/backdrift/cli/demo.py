@@ -42,8 +42,9 @@ def main(
         reports=reports, exit_code=combined_exit_code([report.exit_code for report in reports])
     )
     write_text(render(document, "html"), output)
+    right = all(r.verdict == wanted for r, wanted in zip(reports, expected.values(), strict=True))
     if not quiet:
         write_text(render_console(document), None)
+        typer.echo("both verdicts are right" if right else "a verdict is wrong")
         typer.echo(f"report: {output.resolve()}")
-    right = [r.verdict == wanted for r, wanted in zip(reports, expected.values(), strict=True)]
-    return 0 if all(right) else 2
+    return 0 if right else 2
