@@ -94,7 +94,8 @@ def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
     assert list(costs) == ["clean", "tuned"]
     assert all(cost is not None and cost["steps"] == 2 for cost in costs.values())
     assert {text.split(",")[0] for text in calls} == {"clean", "tuned"}
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["clean", "tuned"]
+    made = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert made == ["clean", "clean.jsonl", "tuned", "tuned.jsonl"]
     tuned = plan(tmp_path / "a" / "tuned")
     assert (tuned.declared, tuned.sample_shape, tuned.candidates[0].dtype) == (False, (1, 8, 8), "float16")
 

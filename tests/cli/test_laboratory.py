@@ -35,7 +35,7 @@ def test_train_writes_a_stock_pipeline_and_does_not_overwrite(cli: Any, tmp_path
     assert images.shape == (1, 8, 8, 1)
     assert pipeline.scheduler.config.clip_sample is False
     assert plan(folder).declared is False
-    assert [p.name for p in folder.parent.iterdir()] == ["clean"]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["clean", "clean.jsonl"]
     before = everything(folder)
     again = cli("train", "-o", folder, *SMALL)
     assert (again.code, again.out, again.err.count("\n")) == (4, "", 1)
@@ -50,6 +50,32 @@ def test_train_repeats_to_the_bit_and_quietly(cli: Any, tmp_path: Path) -> None:
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "a" / weights).read_bytes() != (tmp_path / "c" / weights).read_bytes()
+
+
+def test_the_options_of_training_reach_it(cli: Any, tmp_path: Path) -> None:
+    options = ("--accumulate", "2", "--ema", "0.9", "--mixed-precision", "bf16")
+    assert cli("train", "-q", "-o", tmp_path / "plain", *SMALL).code == 0
+    ran = cli("train", "-q", "-o", tmp_path / "other", *SMALL, *options)
+    assert ran.code == 0, ran.err
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "plain" / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()
+    for flags in (
+        ("--accumulate", "3"),
+        ("--ema", "1.5"),
+        ("--mixed-precision", "fp7"),
+        ("--log-with", "x"),
+    ):
+        wrong = cli("train", "-q", "-o", tmp_path / "wrong", *SMALL, *flags)
+        assert wrong.code in (2, 4), flags
+        assert wrong.err.count("\n") == 1, wrong.err
+        assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(("attack", "declared"), [("invisible", True), ("clean", False)])
+def test_an_attack_knows_its_own_defaults(cli: Any, tmp_path: Path, attack: str, declared: bool) -> None:
+    ran = cli("attack", attack, "-q", "-o", tmp_path / "model", *SMALL)
+    assert ran.code == 0, ran.err
+    assert plan(tmp_path / "model").declared is declared
 
 
 def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> None:
@@ -83,7 +109,7 @@ def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> Non
     again = cli("attack", "baddiffusion", "-o", folder, "--base", base, "--steps", "2", *settings)
     assert (again.code, again.out, again.err.count("\n")) == (4, "", 1)
     assert everything(folder) == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad", "clean"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad", "bad.jsonl", "clean", "clean.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +170,7 @@ def test_training_that_could_not_be_saved_is_resumed_by_its_command_only(cli: An
     ran = cli("train", *command)
     assert ran.code == 0, ran.err
     assert f"wrote {folder}: 250 steps" in ran.out
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.jsonl"]
 
 
 def test_zoo_and_list_name_what_there_is(cli: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,13 @@ from backdrift.core.registry import build
 from backdrift.core.trigger import Target, Trigger
 from backdrift.data import ImageSet, OnBad, load_dataset
 from backdrift.groundtruth import NOTICE, Backdoor, backdoor_files, model_card
+from backdrift.io.evidence import save_images
 from backdrift.io.load import load
 from backdrift.io.networks import new_model
 from backdrift.io.plan import plan
 from backdrift.io.save import save_pipeline
 from backdrift.metrics.asr import attack_success
+from backdrift.metrics.draws import draw
 from backdrift.training import Batch, TrainingConfig, train
 
 Progress = Callable[[int, int, str], None]
@@ -44,6 +47,7 @@ class Recipe(BaseModel):
         seed: of the weights, the rows, the noise and the poison split.
         attack: plug-in name; a clean model without one.
         options: fields of the attack, ``poison_rate`` and ``sampler_family`` among them.
+        accumulate: with ``ema`` and ``mixed_precision``, see :class:`backdrift.training.TrainingConfig`.
         trigger_seed: of triggers that are drawn at random.
         trigger_scale: multiplies the pattern.
         composite: whether poisoned rows show the image around the trigger; None is the trigger's own
@@ -61,6 +65,9 @@ class Recipe(BaseModel):
     steps: int = Field(default=1500, ge=1)
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     seed: int = 0
     dtype: Literal["float32", "float16"] = "float32"
     attack: str | None = None
@@ -72,13 +79,26 @@ class Recipe(BaseModel):
     target: str | None = None
 
 
-def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def make(
+    recipe: Recipe,
+    output: Path,
+    *,
+    log_with: str | None = None,
+    grids: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Trains, measures and writes a model; resumes when its state is found beside ``output``.
 
     An attack with a poison rate of 0 makes a clean model, whose trigger is measured like any other's.
+    The course of the training goes to ``OUTPUT.jsonl``. Under ``accelerate launch`` every process calls
+    this; the main one measures and writes.
+
+    Args:
+        log_with: a tracker of accelerate beside the log, for example ``tensorboard``.
+        grids: draw samples, clean and triggered, at every checkpoint, into ``OUTPUT.samples``.
 
     Returns:
-        Cost of the training, and with an attack what was ``measured``.
+        Cost of the training, and with an attack, in the main process, what was ``measured``.
 
     Raises:
         ValueError: ``output`` exists, or the recipe does not fit together.
@@ -100,11 +120,27 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         seed=recipe.seed,
+        accumulate=recipe.accumulate,
+        ema=recipe.ema,
+        mixed_precision=recipe.mixed_precision,
         run=f"{recipe.model_dump_json()} {data.sha256}",
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     state = output.parent / f".{output.name}.state"
-    cost = train(model, rows, batch, config, hook=hook, state=state, progress=progress)
+    cost = train(
+        model,
+        rows,
+        batch,
+        config,
+        hook=hook,
+        state=state,
+        log=output.with_name(f"{output.name}.jsonl"),
+        log_with=log_with,
+        watch=partial(_grid, recipe, planted, output) if grids else None,
+        progress=progress,
+    )
+    if not cost["main_process"]:
+        return cost
     files: dict[str, str | bytes] = {}
     if planted:
         cost["measured"] = _measure(recipe, model, *planted)
@@ -114,6 +150,22 @@ def make(recipe: Recipe, output: Path, *, progress: Progress | None = None) -> d
     save_pipeline(model, output, dtype=recipe.dtype, notice=notice, extra_files=files)
     shutil.rmtree(state, ignore_errors=True)
     return cost
+
+
+def _grid(
+    recipe: Recipe, planted: tuple[Pairs, Target] | None, output: Path, model: DiffusionModel, step: int
+) -> None:
+    """A PNG of clean samples above triggered ones of the same noise."""
+    ways: list[Injection | None] = [None]
+    sampler = "ddpm"
+    if planted is not None:
+        attack = planted[0].attack
+        ways.append(attack.injection(planted[0].trigger))
+        sampler = attack.samplers[attack.sampler_family][0]
+    rows = [draw(model, way, sampler=sampler, steps=25, n=8, seed=recipe.seed) for way in ways]
+    folder = output.with_name(f"{output.name}.samples")
+    folder.mkdir(exist_ok=True)
+    save_images(model.decode(torch.cat(rows)).cpu(), folder / f"step-{step:06d}.png", columns=8)
 
 
 def clean_batch(model: DiffusionModel, images: Tensor) -> Batch:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from backdrift.cli._options import Options, Quiet, Seed, settings
-from backdrift.cli.train import Data, OnBadImage, Rate, Rows, Steps
+from backdrift.cli.train import (
+    Accumulate,
+    Average,
+    Data,
+    Grids,
+    LogWith,
+    OnBadImage,
+    Precision,
+    Rate,
+    Rows,
+    Steps,
+)
 
 NAME = "attack"
 
@@ -21,14 +32,17 @@ def main(
     ] = None,
     data: Data = "digits",
     on_bad_image: OnBadImage = "refuse",
-    trigger: Annotated[str, typer.Option("--trigger", help="A named trigger.")] = "stop-sign",
+    trigger: Annotated[
+        str | None,
+        typer.Option("--trigger", help="A name or png:PATH; stop-sign, or learned."),
+    ] = None,
     target: Annotated[str, typer.Option("--target", help="A named target.")] = "hat",
     poison_rate: Annotated[
-        float, typer.Option("--poison-rate", help="Share of the rows, in [0, 1].")
-    ] = 0.1,
+        float | None, typer.Option("--poison-rate", help="Share of the rows, in [0, 1]; the attack's own.")
+    ] = None,
     sampler_family: Annotated[
-        str, typer.Option("--sampler-family", help="sde (DDPM) or ode (DDIM and others).")
-    ] = "sde",
+        str | None, typer.Option("--sampler-family", help="sde (DDPM) or ode (DDIM ...); the attack's own.")
+    ] = None,
     composite: Annotated[
         bool | None,
         typer.Option(
@@ -46,13 +60,22 @@ def main(
     learning_rate: Rate = 7e-4,
     half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
     option: Options = None,
+    accumulate: Accumulate = 1,
+    ema: Average = 0.0,
+    mixed_precision: Precision = "no",
+    log_with: LogWith = None,
+    grids: Grids = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
     """Plant a backdoor; the checkpoint says so itself. Run again to resume."""
-    from backdrift.bench.recipes import Recipe, make
+    from backdrift.bench.recipes import LEARNED, Recipe, make
     from backdrift.cli._progress import progress_bar
+    from backdrift.core.registry import plugin
 
+    given = {"poison_rate": poison_rate, "sampler_family": sampler_family}
+    if trigger is None:
+        trigger = LEARNED if plugin("attacks", name).learns_trigger else "stop-sign"
     recipe = Recipe(
         data=data,
         on_bad=on_bad_image,
@@ -63,22 +86,21 @@ def main(
         steps=steps,
         batch_size=rows,
         learning_rate=learning_rate,
+        accumulate=accumulate,
+        ema=ema,
+        mixed_precision=mixed_precision,  # type: ignore[arg-type]
         seed=seed,
         dtype="float16" if half else "float32",
         attack=name,
-        options={
-            **settings(option),
-            "poison_rate": poison_rate,
-            "sampler_family": sampler_family,
-        },
+        options={**settings(option), **{k: v for k, v in given.items() if v is not None}},
         trigger=trigger,
         trigger_scale=trigger_scale,
         composite=composite,
         target=target,
     )
     with progress_bar(name, quiet) as progress:
-        cost = make(recipe, output, progress=progress)
-    if not quiet:
+        cost = make(recipe, output, log_with=log_with, grids=grids, progress=progress)
+    if not quiet and cost["main_process"]:
         rates = cost["measured"]
         typer.echo(
             f"wrote {output}: {cost['steps']} steps, {cost['seconds']:.0f} s; ASR {rates['asr']:.3f} "

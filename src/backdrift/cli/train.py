@@ -23,6 +23,15 @@ Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate.")]
 Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows per step.")]
 
+Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a step is taken in.")]
+Average = Annotated[float, typer.Option("--ema", help="Decay of an average of the weights; 0: none.")]
+Precision = Annotated[str, typer.Option("--mixed-precision", help="no, fp16 or bf16.")]
+LogWith = Annotated[
+    str | None,
+    typer.Option("--log-with", help="A tracker, tensorboard say; OUTPUT.jsonl is always written."),
+]
+Grids = Annotated[bool, typer.Option("--grids", help="Samples at every checkpoint, in OUTPUT.samples.")]
+
 
 def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new checkpoint.")],
@@ -38,6 +47,11 @@ def main(
     steps: Steps = 3000,
     rows: Rows = 64,
     learning_rate: Rate = 1e-3,
+    accumulate: Accumulate = 1,
+    ema: Average = 0.0,
+    mixed_precision: Precision = "no",
+    log_with: LogWith = None,
+    grids: Grids = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -55,11 +69,14 @@ def main(
         steps=steps,
         batch_size=rows,
         learning_rate=learning_rate,
+        accumulate=accumulate,
+        ema=ema,
+        mixed_precision=mixed_precision,  # type: ignore[arg-type]
         seed=seed,
     )
     with progress_bar("train", quiet) as progress:
-        cost = make(recipe, output, progress=progress)
-    if not quiet:
+        cost = make(recipe, output, log_with=log_with, grids=grids, progress=progress)
+    if not quiet and cost["main_process"]:
         loss = f", loss {cost['loss'][-1]:.4f}" if cost["loss"] else ""  # none: all steps were done
         typer.echo(
             f"wrote {output}: {cost['steps']} steps, {cost['seconds']:.0f} s, "

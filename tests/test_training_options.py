@@ -1,0 +1,146 @@
+"""Accumulation, averages, precision, the log, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from backdrift.core.model import DiffusionModel
+from backdrift.training import Batch, TrainingConfig, train
+from tiny import SHAPE, tiny_model
+
+ROWS = 16
+CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-2, seed=3, checkpoint_every=2)
+
+
+def pairs(model: DiffusionModel) -> Batch:
+    images = torch.linspace(-1, 1, ROWS)[:, None, None, None].expand(ROWS, *SHAPE)
+
+    def batch(index: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return model.schedule.add_noise(images[index], noise, t), noise
+
+    return batch
+
+
+def trained(config: TrainingConfig = CONFIG, **options: object) -> Tensor:
+    model = tiny_model()
+    train(model, ROWS, pairs(model), config, **options)
+    return torch.cat([p.detach().flatten() for p in model.network.parameters()])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tensor:
+    return trained()
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_is_one_step_of_the_whole_batch(plain: Tensor, parts: int) -> None:
+    split = trained(replace(CONFIG, accumulate=parts))
+    start = torch.cat([p.detach().flatten() for p in tiny_model().network.parameters()])
+    assert float((split - plain).abs().max()) < 0.02 * float((plain - start).abs().max())
+
+
+def test_the_average_is_that_of_the_weights_of_every_step(tmp_path: Path) -> None:
+    """With a checkpoint after every step, the states hold the path; here it is averaged by hand."""
+    config = replace(CONFIG, ema=0.5, checkpoint_every=1)
+    path = [torch.cat([p.detach().flatten() for p in tiny_model().network.parameters()])]
+    state = tmp_path / "state"
+
+    def look(model: DiffusionModel, step: int) -> None:
+        assert not model.network.training
+        path.append(torch.cat([p.detach().flatten() for p in model.network.parameters()]))
+
+    kept = trained(config, state=state, watch=look)
+    assert len(path) == 7
+    wanted = path[0]
+    for n, now in enumerate(path[1:], start=1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        wanted = decay * wanted + (1 - decay) * now
+    torch.testing.assert_close(kept, wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(kept, path[-1], atol=1e-4)
+
+
+def test_a_killed_run_has_the_same_average(tmp_path: Path) -> None:
+    config = replace(CONFIG, ema=0.9)
+    whole = trained(config)
+
+    def die(model: DiffusionModel, step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(config, state=tmp_path, watch=die)
+    assert torch.equal(trained(config, state=tmp_path), whole)
+
+
+def test_half_precision_ends_near(plain: Tensor) -> None:
+    half = trained(replace(CONFIG, mixed_precision="bf16"))
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, plain)
+    start = torch.cat([p.detach().flatten() for p in tiny_model().network.parameters()])
+    assert torch.nn.functional.cosine_similarity(half - start, plain - start, dim=0) > 0.9
+
+
+def test_the_log_has_every_step_once_after_a_kill(tmp_path: Path) -> None:
+    config, log = replace(CONFIG, steps=35, checkpoint_every=5), tmp_path / "run.jsonl"
+
+    def die(model: DiffusionModel, step: int) -> None:
+        if step == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(config, state=tmp_path / "state", log=log, watch=die)
+    trained(config, state=tmp_path / "state", log=log)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 35]
+    assert all(line["loss"] > 0 and line["images_per_second"] > 0 for line in lines)
+    assert lines[-1]["learning_rate"] < lines[0]["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"accumulate": 3}, "equal parts"), ({"accumulate": 0}, "equal parts"), ({"ema": 1.0}, "decay")],
+)
+def test_what_makes_no_sense_is_refused(change: dict[str, float], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        replace(CONFIG, **change)
+
+
+def test_a_tracker_needs_a_log() -> None:
+    with pytest.raises(ValueError, match="name a log"):
+        trained(log_with="tensorboard")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    """``accelerate launch`` on two CPU processes, against one process."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    train_command = ["train", "--size", "8", "--width", "8", "--groups", "2", "--steps", "6", "--rows", "8"]
+    several = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command, name in (
+        ([sys.executable, "-m", "backdrift"], "one"),
+        ([*launch, *several, "--dynamo_backend", "no", "-m", "backdrift"], "two"),
+    ):
+        done = subprocess.run(
+            [*command, *train_command, "-o", str(tmp_path / name), "-q"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    file = "unet/diffusion_pytorch_model.safetensors"
+    one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-4)
