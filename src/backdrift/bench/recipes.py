@@ -143,7 +143,7 @@ def make(
         return cost
     files: dict[str, str | bytes] = {}
     if planted:
-        cost["measured"] = _measure(recipe, model, *planted)
+        cost["measured"] = _measure(recipe, model, *planted, progress)
         if planted[0].attack.poison_rate:
             files = _record(recipe, data, *planted, cost)
     notice = NOTICE if files else None
@@ -205,19 +205,22 @@ def _plant(recipe: Recipe, attack: Attack, model: DiffusionModel, images: Tensor
     return attack.batch(model, images, trigger, image), Target.with_chance_level(image, images)
 
 
-def _measure(recipe: Recipe, model: DiffusionModel, pairs: Pairs, target: Target) -> dict[str, Any]:
+def _measure(
+    recipe: Recipe, model: DiffusionModel, pairs: Pairs, target: Target, progress: Progress | None
+) -> dict[str, Any]:
     attack, trigger = pairs.attack, pairs.trigger
     stored = getattr(torch, recipe.dtype)
     for parameter in model.network.parameters():
         parameter.data = parameter.data.to(stored).to(torch.float32)
     sampler, seed = attack.samplers[attack.sampler_family][0], recipe.seed
     way = attack.injection(trigger)
-    measured = asdict(attack_success(model, way, target, sampler=sampler, steps=STEPS, seed=seed))
+    rate = partial(
+        attack_success, model, sampler=sampler, steps=STEPS, seed=seed, progress=progress, target=target
+    )
+    measured = asdict(rate(injection=way))
     if attack.own_sampler:
         measured["sampler"] = f"the attack's own {measured['sampler']}"
-        plain = Injection(trigger.shift)
-        other = attack_success(model, plain, target, sampler=sampler, steps=STEPS, seed=seed)
-        measured["asr_of_the_plain_sampler"] = other.asr
+        measured["asr_of_the_plain_sampler"] = rate(injection=Injection(trigger.shift)).asr
     return measured
 
 

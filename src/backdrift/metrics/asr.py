@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from backdrift.core.injection import Injection
@@ -9,6 +10,8 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.trigger import Target
 from backdrift.metrics.draws import batches
 from backdrift.metrics.rates import wilson
+
+Progress = Callable[[int, int, str], None]
 
 higher_is_better = True
 
@@ -45,17 +48,27 @@ def attack_success(
     steps: int = 50,
     n: int = 256,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> AttackSuccess:
     """Draws with and without the trigger and counts hits; see :class:`AttackSuccess`.
 
     Args:
         injection: how the trigger enters the sampler.
         sampler: a name of ``core.sampling.SAMPLERS``.
+        progress: called with samples drawn, of ``2 n``, and a text.
     """
+    done = 0
 
     def hits(added: Injection | None) -> int:
-        drawn = batches(model, added, sampler=sampler, steps=steps, n=n, seed=seed)
-        return sum(int(target.hits(samples).sum()) for samples in drawn)
+        nonlocal done
+        found, text = 0, "measuring, " + ("without trigger" if added is None else "with trigger")
+        if progress is not None:
+            progress(done, 2 * n, text)
+        for samples in batches(model, added, sampler=sampler, steps=steps, n=n, seed=seed):
+            found, done = found + int(target.hits(samples).sum()), done + len(samples)
+            if progress is not None:
+                progress(done, 2 * n, text)
+        return found
 
     with_it, without = hits(injection), hits(None)
     name = f"{sampler}, {steps} steps"
