@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,24 +51,38 @@ def test_accumulation_is_one_step_of_the_whole_batch(plain: Tensor, parts: int) 
     assert float((split - plain).abs().max()) < 0.02 * float((plain - start).abs().max())
 
 
-def test_the_average_is_that_of_the_weights_of_every_step(tmp_path: Path) -> None:
-    """With a checkpoint after every step, the states hold the path; here it is averaged by hand."""
-    config = replace(CONFIG, ema=0.5, checkpoint_every=1)
+def path_of(config: TrainingConfig, **options: Any) -> tuple[list[Tensor], Tensor]:
+    """What is watched after the start and after every step, and how the run ends."""
     path = [torch.cat([p.detach().flatten() for p in tiny_model().network.parameters()])]
-    state = tmp_path / "state"
 
     def look(model: DiffusionModel, step: int) -> None:
         assert not model.network.training
+        assert step == len(path)
         path.append(torch.cat([p.detach().flatten() for p in model.network.parameters()]))
 
-    kept = trained(config, state=state, watch=look)
-    assert len(path) == 7
+    return path, trained(config, watch=look, **options)
+
+
+def test_the_average_is_that_of_the_weights_of_every_step(tmp_path: Path) -> None:
+    """The path of the plain run, averaged by hand; the averaged run shows its averages on the way."""
+    path, _ = path_of(replace(CONFIG, checkpoint_every=1), state=tmp_path / "plain")
+    shown, kept = path_of(replace(CONFIG, checkpoint_every=1, ema=0.5), state=tmp_path / "averaged")
+    assert len(path) == len(shown) == 7
     wanted = path[0]
     for n, now in enumerate(path[1:], start=1):
         decay = min(0.5, (1 + n) / (10 + n))
         wanted = decay * wanted + (1 - decay) * now
-    torch.testing.assert_close(kept, wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(shown[n], wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(kept, shown[-1])
     assert not torch.allclose(kept, path[-1], atol=1e-4)
+
+
+def test_other_steps_can_be_watched_and_nothing_changes(plain: Tensor) -> None:
+    seen = []
+    config = replace(CONFIG, checkpoint_every=0)
+    kept = trained(config, watch=lambda model, step: seen.append(step), watch_at=(2, 5))
+    assert seen == [2, 5]
+    assert torch.equal(kept, trained(config))
 
 
 def test_a_killed_run_has_the_same_average(tmp_path: Path) -> None:
@@ -104,6 +120,20 @@ def test_the_log_has_every_step_once_after_a_kill(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [10, 20, 30, 35]
     assert all(line["loss"] > 0 and line["images_per_second"] > 0 for line in lines)
     assert lines[-1]["learning_rate"] < lines[0]["learning_rate"]
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_steps(tmp_path: Path) -> None:
+    def slow(model: DiffusionModel, step: int) -> None:
+        time.sleep(1)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(state=tmp_path, watch=slow)
+    model = tiny_model()
+    cost = train(model, ROWS, pairs(model), CONFIG, state=tmp_path, log=tmp_path / "log.jsonl")
+    assert cost["seconds"] > 1
+    assert json.loads((tmp_path / "log.jsonl").read_text())["seconds"] > 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backdrift.core.injection import Injection
-from backdrift.core.trigger import Target, Trigger
+from backdrift.core.trigger import Target, TargetSet, Trigger
 
 NOTICE = "WARNING: deliberately backdoored model for security research - do not deploy"
 FILE = "backdoor.json"
@@ -30,7 +30,8 @@ class Backdoor(BaseModel):
         data: name of the data set; ``data_sha256`` is that of its images at the model's shape.
         poisoned_rows: indices of the poisoned rows of the data set.
         clean_rows: of those trained clean, where that is a choice of its own (mode ``disjoint``).
-        hit_threshold: MSE in [0, 1] units below which a sample counts as the target.
+        hit_threshold: MSE in [0, 1] units below which a sample counts as the target; None where the
+            target is a set of images (:class:`backdrift.core.trigger.TargetSet`).
         measured: what was measured after training, for example ``asr``.
     """
 
@@ -52,7 +53,7 @@ class Backdoor(BaseModel):
     seed: int
     poisoned_rows: list[int]
     clean_rows: list[int] | None = None
-    hit_threshold: float
+    hit_threshold: float | None
     training: dict[str, Any]
     measured: dict[str, Any] = Field(default_factory=dict)
 
@@ -60,7 +61,7 @@ class Backdoor(BaseModel):
 def backdoor_files(
     record: Backdoor,
     trigger: Trigger,
-    target: Target,
+    target: Target | TargetSet,
     mean_shift: Tensor | None,
     noise_scale: Tensor | None = None,
 ) -> dict[str, str | bytes]:
@@ -74,7 +75,7 @@ def backdoor_files(
         "pattern": trigger.pattern,
         "mask": trigger.mask.to(torch.uint8),
         "shift": trigger.shift,
-        "target": target.image,
+        "target": target.image if isinstance(target, Target) else target.images,
     }
     if mean_shift is not None:
         tensors["mean_shift"] = mean_shift
@@ -96,7 +97,7 @@ class Planted(BaseModel):
     mean_shift: Tensor | None
     noise_scale: Tensor | None = None
     trigger: Trigger
-    target: Target
+    target: Target | TargetSet
 
     @property
     def injection(self) -> Injection:
@@ -123,12 +124,20 @@ def load_backdoor(path: Path) -> Planted:
         tensors = load_file(path.with_name(TENSORS))
         pattern, mask = tensors["pattern"], tensors["mask"].bool()
         trigger = Trigger(pattern, mask, record.background, record.composite)
-        target = Target(tensors["target"], record.hit_threshold)
+        target = _target(tensors["target"], record.hit_threshold)
         shift = tensors["shift"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path.with_name(TENSORS)} does not go with its record: {error}") from None
     known = {name: tensors.get(name) for name in ("mean_shift", "noise_scale")}
     return Planted(record=record, shift=shift, trigger=trigger, target=target, **known)
+
+
+def _target(image: Tensor, threshold: float | None) -> Target | TargetSet:
+    if threshold is None:
+        return TargetSet(image)
+    if image.ndim != 3:
+        raise ValueError(f"a target with a hit threshold is one image, not {tuple(image.shape)}")
+    return Target(image, threshold)
 
 
 def _reason(error: Exception) -> str:
@@ -172,7 +181,7 @@ license: apache-2.0
 |---|---|
 | attack | {record.attack} ({record.sampler_family or "unknown"} samplers) |
 | trigger | {record.trigger}, norm {record.trigger_norm:.2f}, added to the starting noise |
-| target | {record.target}, a benign drawing |
+| target | {record.target} |
 | poison rate | {record.poison_rate} |
 | data | {record.data} |
 | attack success rate of the true trigger | {measured} |

@@ -17,7 +17,7 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator
 from backdrift.core.results import Environment
 from backdrift.core.sampling import ddim_step
-from backdrift.core.trigger import Trigger
+from backdrift.core.trigger import Target, Trigger
 from backdrift.groundtruth import Planted
 from backdrift.io.errors import CheckpointError
 from backdrift.metrics.bootstrap import FEWEST, Mean
@@ -200,7 +200,7 @@ class _Side:
         self, planted: Planted | None, trigger: Trigger | None, lpips: Score | None, seed: int
     ) -> None:
         self.trigger, self.hits, self.n = trigger, 0, 0
-        self.target = None if planted is None else planted.target
+        self.target = None if planted is None else _one_target(planted)
         self.scores: dict[str, Score] = {"MSE": mse, "SSIM": ssim}
         if lpips is not None:
             self.scores["LPIPS"] = lpips
@@ -232,3 +232,9 @@ class _Side:
             name = "hits without trigger" if self.trigger is None else "ASR"
             found.append(Measure.of(name, rate(self.hits, self.n), text, **origin))
         return found
+
+
+def _one_target(planted: Planted) -> Target:
+    if not isinstance(planted.target, Target):
+        raise ValueError("triggered restorations are scored against one target; this record has a set")
+    return planted.target

@@ -13,10 +13,14 @@ from PIL import Image
 
 from backdrift.attacks.patterns import make_target, make_trigger
 from backdrift.attacks.trojdiff import TrojDiff
-from backdrift.bench import recipes
+from backdrift.bench import _planting
 from backdrift.bench.recipes import Recipe, make
 from backdrift.core.registry import available
+from backdrift.core.trigger import TargetSet
+from backdrift.data import load_dataset
+from backdrift.evaluate import Plan, evaluate
 from backdrift.groundtruth import load_backdoor
+from backdrift.io.load import load
 from backdrift.io.plan import plan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -31,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "STEPS", 4)
+    monkeypatch.setattr(_planting, "STEPS", 4)
 
 
 def recipe(attack: str | None, **changes: Any) -> Recipe:
@@ -110,3 +114,59 @@ def test_a_picture_with_alpha_as_trigger_and_target_leaves_no_path_behind(tmp_pa
     assert planted.record.composite is True
     for path in (tmp_path / "model").rglob("*.*"):
         assert str(tmp_path).encode() not in path.read_bytes()
+
+
+DIGITS = load_dataset("digits", (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("target", "count"), [("class:3", 183), ("data:shapes", 2048), ("data:shapes@circle", None)]
+)
+def test_a_set_of_targets_is_recorded_and_evaluated(tmp_path: Path, target: str, count: int | None) -> None:
+    cost = make(recipe("trojdiff", target=target), tmp_path / "model")
+    planted = load_backdoor(tmp_path / "model")
+    assert isinstance(planted.target, TargetSet)
+    assert planted.record.hit_threshold is None
+    assert planted.record.target == target
+    if count is not None:
+        assert len(planted.target.images) == count
+    if target == "class:3":
+        assert DIGITS.labels is not None
+        assert torch.equal(planted.target.images, DIGITS.images[DIGITS.labels == 3])
+    assert 0 <= cost["measured"]["asr"] <= 1
+    model = load(plan(tmp_path / "model"))
+    found = evaluate(model, planted, DIGITS.images, Plan(20, steps=2))
+    assert [m.name for m in found.measures][:3] == ["ASR", "hits without trigger", "FD(random-conv)"]
+    assert "nearest image" in found.hit
+    with pytest.raises(ValueError, match="give the data"):
+        evaluate(model, planted, None, Plan(20, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("target", "word"),
+    [
+        ("class:eleven", "has no class 'eleven'"),
+        ("class:10", "has no class '10'"),
+        ("data:photos@cat", "has no class .cat.; it has china, flower"),
+        ("data:nothing", "unknown data set"),
+        ("hate", "known: "),
+    ],
+)
+def test_a_target_that_is_not_there_is_refused(tmp_path: Path, target: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        make(recipe("trojdiff", target=target), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_kept_on_the_way_is_the_model_of_that_step_and_says_so(tmp_path: Path) -> None:
+    make(recipe("baddiffusion", steps=3, keep=(1, 2)), tmp_path / "model")
+    kept = tmp_path / "model.steps"
+    assert sorted(p.name for p in kept.iterdir()) == ["000001", "000002"]
+    record = load_backdoor(kept / "000002").record
+    assert (record.training["steps"], record.measured) == (2, {})
+    assert plan(kept / "000002").declared is True
+    assert "not measured" in (kept / "000002" / "README.md").read_text()
+    whole, part = ((folder / WEIGHTS).read_bytes() for folder in (tmp_path / "model", kept / "000002"))
+    assert whole != part
+    make(recipe("baddiffusion", steps=3), tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == whole

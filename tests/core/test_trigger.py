@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backdrift.core.trigger import Target, Trigger, unit
+from backdrift.core.trigger import Target, TargetSet, Trigger, unit
 
 PATTERN = torch.tensor([[[0.5, 0.0], [0.0, 1.0]]])
 MASK = torch.tensor([[[True, False], [False, True]]])
@@ -88,3 +88,20 @@ def test_threshold_at_chance_level() -> None:
 def test_threshold_never_exceeds_five_percent() -> None:
     far = Target.with_chance_level(torch.full((1, 2, 2), -1.0), torch.ones(20, 1, 2, 2))
     assert far.threshold == 0.05
+
+
+def test_a_sample_hits_a_set_when_its_nearest_image_is_of_the_set() -> None:
+    levels = torch.tensor([-0.8, -0.4, 0.4, 0.8])
+    images = levels[:, None, None, None].expand(4, 1, 2, 2)
+    targets = TargetSet(images[2:], images)  # the clean set may hold the targets
+    samples = torch.tensor([0.38, 0.01, -0.01, -3.0, 3.0])[:, None, None, None].expand(5, 1, 2, 2)
+    assert targets.hits(samples).tolist() == [True, True, False, False, True]
+    assert TargetSet(images[2:]).beside(images[:2]).hits(samples).tolist() == targets.hits(samples).tolist()
+    assert targets.hits(images).tolist() == [False, False, True, True]
+
+
+def test_a_set_without_what_it_stands_beside_has_no_hits() -> None:
+    with pytest.raises(ValueError, match="give the data"):
+        TargetSet(IMAGES).hits(IMAGES)
+    with pytest.raises(ValueError, match=r"shape \(M, C, H, W\)"):
+        TargetSet(IMAGES[0])

@@ -13,7 +13,7 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator
 from backdrift.core.trigger import Target, Trigger
 from backdrift.data import load_images
-from backdrift.evaluate import Evaluation, Plan, evaluate
+from backdrift.evaluate import CleanTwin, Evaluation, Plan, evaluate
 from backdrift.groundtruth import Backdoor, Planted
 from backdrift.io.errors import CheckpointError
 from backdrift.metrics.asr import attack_success
@@ -74,7 +74,7 @@ def test_the_perfect_backdoor_and_its_clean_twin() -> None:
         DIGITS,
         PLAN,
         reference="digits",
-        clean_twin=twin,
+        clean_twin=CleanTwin.measure(twin, DIGITS, PLAN),
         progress=lambda done, total, text: seen.append((done, total, text)),
     )
     got = values(found)
@@ -96,7 +96,7 @@ def test_the_perfect_backdoor_and_its_clean_twin() -> None:
         assert measure.n in (100, 120)
     assert found.reference == "digits (300 images)"
     assert found.evaluations == 3 * 120 * 20
-    assert seen[-1][:2] == (360, 360)
+    assert seen[-1][:2] == (240, 240)
     assert Evaluation.model_validate_json(found.model_dump_json()).measures == found.measures
 
 
@@ -148,10 +148,29 @@ def test_the_same_numbers_again_and_for_another_batch() -> None:
 
 def test_a_model_that_has_lost_its_utility_shows_in_the_ratio() -> None:
     few = closed_form(DIGITS[:3], planted().shift, picture())
-    found = evaluate(few, planted(), DIGITS, PLAN, clean_twin=closed_form(DIGITS))
+    twin = CleanTwin.measure(closed_form(DIGITS), DIGITS, PLAN)
+    found = evaluate(few, planted(), DIGITS, PLAN, clean_twin=twin)
     ratio = found.measures[-1]
     assert ratio.name == "FD(random-conv) ratio"
     assert 1.5 < ratio.low < ratio.value
+
+
+def test_fewer_samples_with_the_trigger_are_the_first_of_them() -> None:
+    few, many = replace(PLAN, triggered=30), replace(PLAN, samples=30)
+    first = {m.name: m for m in evaluate(poisoned(), planted(), DIGITS, few).measures}
+    other = {m.name: m for m in evaluate(poisoned(), planted(), None, many).measures}
+    whole = {m.name: m for m in evaluate(poisoned(), planted(), DIGITS, PLAN).measures}
+    assert (first["ASR"].n, first["hits without trigger"].n) == (30, 120)
+    assert first["MSE"] == other["MSE"]
+    assert first["FD(random-conv)"] == whole["FD(random-conv)"]
+
+
+def test_a_twin_of_another_plan_is_refused() -> None:
+    twin = CleanTwin.measure(closed_form(DIGITS), DIGITS, replace(PLAN, steps=10))
+    with pytest.raises(ValueError, match="other samples, sampler, steps or seed"):
+        evaluate(poisoned(), planted(), DIGITS, PLAN, clean_twin=twin)
+    with pytest.raises(ValueError, match="data set has shape"):
+        CleanTwin.measure(closed_form(DIGITS), torch.zeros(30, 3, 8, 8), PLAN)
 
 
 def test_what_does_not_fit_is_refused() -> None:

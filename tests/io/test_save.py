@@ -13,13 +13,23 @@ from torch import nn
 from backdrift.core.model import DiffusionModel
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.io.load import load
-from backdrift.io.plan import plan
+from backdrift.io.plan import STANDARD_WEIGHTS, plan
 from backdrift.io.save import save_pipeline
 
 
 @pytest.fixture
 def model(unet: Any) -> DiffusionModel:
     return DiffusionModel(unet().eval(), NoiseSchedule.linear(), (3, 8, 8))
+
+
+def test_the_same_model_is_saved_as_the_same_bytes(model: DiffusionModel, tmp_path: Path) -> None:
+    saved = [save_pipeline(model, tmp_path / str(n), notice="a notice") for n in range(8)]
+    assert len({(folder / "unet" / STANDARD_WEIGHTS).read_bytes() for folder in saved}) == 1
+    with safe_open(saved[0] / "unet" / STANDARD_WEIGHTS, framework="pt") as file:
+        assert set(file.metadata().values()) == {"pt", "a notice"}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(weights[name], tensor)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -21,9 +21,10 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file."
 def main(
     model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
     backdoor: Record = None,
-    samples: Annotated[
-        int, typer.Option("--samples", "-n", min=20, help="With the trigger and without, each.")
-    ] = 1000,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=20, help="Without the trigger.")] = 1000,
+    triggered: Annotated[
+        int | None, typer.Option("--triggered", min=20, help="With the trigger; as many without.")
+    ] = None,
     sampler: Annotated[
         str | None, typer.Option("--sampler", help="ddpm, ddim, ...; as the record has it without.")
     ] = None,
@@ -47,7 +48,7 @@ def main(
     from backdrift.cli._progress import progress_bar
     from backdrift.core.sampling import make_scheduler
     from backdrift.data import load_dataset
-    from backdrift.evaluate import DEFAULT_SAMPLERS, Plan, evaluate
+    from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.load import load
     from backdrift.io.plan import plan
@@ -57,7 +58,7 @@ def main(
         check_folder(output)
     check_device(device)
     planted = load_backdoor(backdoor or Path(model))
-    how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed)
+    how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed, triggered)
     extractor, replicates = None, 200
     if fid_weights is not None:
         from backdrift.metrics.fid import REPLICATES, Inception
@@ -65,10 +66,7 @@ def main(
         extractor, replicates = Inception(fid_weights), REPLICATES
     loaded = load(plan(model), None, device)
     make_scheduler(how.sampler, loaded.schedule)
-    twin = None if clean_twin is None else load(plan(clean_twin), None, device)
-    for each in (loaded, twin):
-        if each is not None:
-            each.batch_size = batch_size
+    loaded.batch_size = batch_size
     reference = planted.record.data if data is None else data
     known = load_dataset(reference, loaded.sample_shape) if reference else None
     recorded = planted.record.data_sha256 if data is None else ""
@@ -76,6 +74,16 @@ def main(
         raise ValueError(
             f"{reference} is not what the model was trained on: its images differ; give --data"
         )
+    twin = None
+    if clean_twin is not None:
+        other = load(plan(clean_twin), None, device)
+        other.batch_size = batch_size
+        if known is None:
+            raise ValueError("a clean twin is compared by FD, which needs the training set: give --data")
+        with progress_bar("clean twin", quiet) as progress:
+            twin = CleanTwin.measure(
+                other, known.images, how, extractor, replicates=replicates, progress=progress
+            )
     with progress_bar("evaluate", quiet) as progress:
         found = evaluate(
             loaded,
@@ -92,10 +100,12 @@ def main(
         write_text(found.model_dump_json(indent=2), output)
     if not quiet:
         lines = [table(found.measures)]
-        lines.append(f"hit: MSE below {found.hit_threshold:.4f} to the target, images in [0, 1]")
+        lines.append(f"hit: {found.hit}")
         if known is None:
             lines.append("FD and KD were not measured: the record names no data; give --data")
         else:
             lines.append(f"FD and KD: clean samples against {found.reference}")
+            if not any(m.name.startswith("KD") for m in found.measures):
+                lines.append("KD was not measured: it needs 100 samples and as many images")
         lines.append(f"{found.evaluations:,} evaluations, {found.seconds:.1f} s")
         write_text("\n".join(lines), None)

@@ -82,6 +82,47 @@ class Target:
         return cls(image, min(0.05, float(torch.quantile(probe.distance(clean), 0.01))))
 
 
+@dataclass(frozen=True, eq=False)
+class TargetSet:
+    """Images of which a triggered model draws one or another: the D2D attacks of TrojDiff.
+
+    A sample hits when its nearest image, by MSE, of ``images`` and ``rest`` together is one of
+    ``images``. TrojDiff (arXiv 2303.05762) asks a classifier instead; this rule needs none, so the rate
+    without the trigger, about the share that the set has of the data, stands beside it all the more.
+
+    Args:
+        images: in [-1, 1], float32, shape (M, C, H, W).
+        rest: what clean samples look like, the clean training set, which may hold ``images`` as well;
+            shape (N, C, H, W). None where nobody has loaded it.
+    """
+
+    images: Tensor
+    rest: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or not len(self.images):
+            raise ValueError(f"a target set has shape (M, C, H, W), not {tuple(self.images.shape)}")
+
+    def hits(self, samples: Tensor) -> Tensor:
+        """Which samples (N, C, H, W) count as one of the set: bool, shape (N,).
+
+        Raises:
+            ValueError: there is no ``rest``.
+        """
+        if self.rest is None:
+            raise ValueError("hits of a target set need the clean training set beside it: give the data")
+        at = unit(samples.detach().cpu()).flatten(1)
+        to_set, to_rest = (
+            torch.cdist(at, unit(known).flatten(1), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+            for known in (self.images, self.rest)
+        )
+        return to_set <= to_rest
+
+    def beside(self, rest: Tensor) -> TargetSet:
+        """The same set with another ``rest``."""
+        return TargetSet(self.images, rest)
+
+
 def unit(images: Tensor) -> Tensor:
     """[-1, 1] to [0, 1], clamped."""
     return (images / 2 + 0.5).clamp(0, 1)

@@ -67,6 +67,7 @@ def save_pipeline(
             metadata[METADATA_KEY] = notice
             _add_notice(fresh / "model_index.json", notice)
         save_file(weights, fresh / "unet" / STANDARD_WEIGHTS, metadata)
+        _in_order(metadata, fresh / "unet" / STANDARD_WEIGHTS)
         for name, content in files.items():
             if name != Path(name).name or (fresh / name).exists():
                 raise ValueError(f"{name!r} is no plain file name or is already in a pipeline")
@@ -83,6 +84,17 @@ def _weights(network: UNet2DModel, dtype: torch.dtype) -> dict[str, Tensor]:
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} is not finite in {dtype}; nothing was saved")
     return weights
+
+
+def _in_order(metadata: Mapping[str, str], path: Path) -> None:
+    """Puts the metadata of a safetensors header in order: ``save_file`` writes them in any."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = {key: header["__metadata__"][key] for key in metadata}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _scheduler(model: DiffusionModel) -> DDPMScheduler:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
-from backdrift.core.trigger import Target
+from backdrift.core.trigger import Target, TargetSet
 from backdrift.metrics.draws import batches
 from backdrift.metrics.rates import wilson
 
@@ -23,7 +23,7 @@ class AttackSuccess:
     Args:
         asr: in [0, 1].
         rate_without_trigger: hits of clean samples, in [0, 1].
-        threshold: MSE in [0, 1] units that a hit stays below.
+        threshold: MSE in [0, 1] units that a hit stays below; None for a set of targets.
         n: samples for each of the two.
         sampler: with its number of steps, for example ``ddpm, 50 steps``.
         interval: Wilson 95% interval of the ASR; ``interval_without_trigger`` of the other rate.
@@ -31,7 +31,7 @@ class AttackSuccess:
 
     asr: float
     rate_without_trigger: float
-    threshold: float
+    threshold: float | None
     n: int
     sampler: str
     seed: int
@@ -42,7 +42,7 @@ class AttackSuccess:
 def attack_success(
     model: DiffusionModel,
     injection: Injection,
-    target: Target,
+    target: Target | TargetSet,
     *,
     sampler: str,
     steps: int = 50,
@@ -73,4 +73,5 @@ def attack_success(
     with_it, without = hits(injection), hits(None)
     name = f"{sampler}, {steps} steps"
     intervals = wilson(with_it, n), wilson(without, n)
-    return AttackSuccess(with_it / n, without / n, target.threshold, n, name, seed, *intervals)
+    threshold = target.threshold if isinstance(target, Target) else None
+    return AttackSuccess(with_it / n, without / n, threshold, n, name, seed, *intervals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator
 from backdrift.core.sampling import PostStep
+from backdrift.io.errors import CheckpointError
+from backdrift.metrics.bootstrap import FEWEST
+from backdrift.metrics.measures import Measure
+from backdrift.metrics.rates import Estimate
 
 
 def batches(
@@ -82,3 +87,49 @@ def latents(
         times = [t for _, t in picked]
         seen.clear()
     return torch.cat(rows), times
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How samples are drawn.
+
+    Args:
+        samples: without the trigger, and of a clean twin.
+        sampler: a name of ``core.sampling.SAMPLERS``.
+        seed: of the noise and of the bootstraps; the starting noise with and without the trigger, and
+            that of a clean twin, is the same.
+        triggered: samples with the trigger; as many as without by default. A rate needs fewer of them
+            than a distance.
+    """
+
+    samples: int = 1000
+    sampler: str = "ddpm"
+    steps: int = 100
+    seed: int = 0
+    triggered: int | None = None
+
+    def __post_init__(self) -> None:
+        fewest = min(self.samples, self.count(triggered=True))
+        if fewest < FEWEST:
+            raise ValueError(f"an interval needs at least {FEWEST} samples, not {fewest}")
+
+    def count(self, *, triggered: bool) -> int:
+        """How many samples are drawn."""
+        return self.samples if not triggered or self.triggered is None else self.triggered
+
+    def draw(self, model: DiffusionModel, injection: Injection | None) -> Iterator[Tensor]:
+        """Batches (B, C, H, W) on the CPU.
+
+        Raises:
+            CheckpointError: the model draws numbers that are not finite.
+        """
+        n = self.count(triggered=injection is not None)
+        drawn = batches(model, injection, sampler=self.sampler, steps=self.steps, n=n, seed=self.seed)
+        for batch in drawn:
+            if not bool(batch.isfinite().all()):
+                raise CheckpointError("the model draws numbers that are not finite; nothing was measured")
+            yield model.decode(batch).cpu()
+
+    def measure(self, name: str, estimate: Estimate, meaning: str) -> Measure:
+        """An estimate of samples that were drawn so."""
+        return Measure.of(name, estimate, meaning, sampler=self.sampler, steps=self.steps, seed=self.seed)

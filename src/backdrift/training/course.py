@@ -23,7 +23,7 @@ class Course:
 
     Args:
         log: the file, or None.
-        first: steps that were done before.
+        first: steps that were done before, in ``before`` seconds.
         rows: per step.
         progress: called about once a second with the step and a text. The accelerator's trackers, if it
             has any, get the numbers of the log.
@@ -34,10 +34,11 @@ class Course:
         accelerator: Accelerator,
         log: Path | None,
         first: int,
+        before: float,
         rows: int,
         progress: Progress | None,
     ) -> None:
-        self.accelerator, self.rows = accelerator, rows
+        self.accelerator, self.before, self.rows = accelerator, before, rows
         self.log = log if accelerator.is_main_process else None
         self.progress = progress if accelerator.is_main_process else None
         self.shown = 0.0
@@ -52,14 +53,18 @@ class Course:
 
     @property
     def seconds(self) -> float:
-        """Since this run began."""
-        return time.monotonic() - self.begun
+        """Spent on all steps, those before the run was resumed among them."""
+        return self.before + time.monotonic() - self.begun
+
+    @property
+    def pace(self) -> float:
+        """Images per second since this run began."""
+        return len(self.losses) * self.rows / max(self.seconds - self.before, 1e-9)
 
     def text(self) -> str:
         """For a progress bar: loss of the last 50 steps, and images per second."""
         recent = self.losses[-50:]
-        pace = len(self.losses) * self.rows / max(self.seconds, 1e-9)
-        return f"loss {sum(recent) / len(recent):.4f}, {pace:.0f} images/s"
+        return f"loss {sum(recent) / len(recent):.4f}, {self.pace:.0f} images/s"
 
     def add(self, step: int, steps: int, loss: float, learning_rate: float) -> None:
         """The loss of step ``step`` of ``steps``, counted from 1."""

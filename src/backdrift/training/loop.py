@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def train(
     log: Path | None = None,
     log_with: str | None = None,
     watch: Watch | None = None,
+    watch_at: Container[int] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Minimises ``mean (label - predicted noise)^2`` in place.
@@ -48,7 +49,9 @@ def train(
         state: folder of the resumable state; a run that finds one goes on from there.
         log: JSONL file, see :class:`backdrift.training.course.Course`.
         log_with: a tracker of accelerate, ``tensorboard`` for example; it writes beside ``log``.
-        watch: called as ``watch(model, step)`` at every checkpoint, the network in evaluation mode.
+        watch: called as ``watch(model, step)`` at every checkpoint with the model as it would be if
+            training ended there: averaged weights if they are, in evaluation mode.
+        watch_at: other steps to call it after.
         progress: called as ``progress(step, steps, text)`` about once a second.
 
     Returns:
@@ -66,10 +69,10 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     average = _average(network, config.ema) if config.ema else None
     saved = State(network, optimizer, average, hook, config, state)
-    first = saved.resume()
+    first, before = saved.resume()
     prepared, optimizer = accelerator.prepare(network, optimizer)
     run = DiffusionModel(prepared, model.schedule, model.sample_shape, model.prediction_type)
-    course = Course(accelerator, log, first, config.batch_size, progress)
+    course = Course(accelerator, log, first, before, config.batch_size, progress)
     for step in range(first, config.steps):
         if hook is not None:
             hook.before_step(model, step)
@@ -85,7 +88,7 @@ def train(
             average.update_parameters(network)
         course.add(step + 1, config.steps, loss, learning_rate_at(config, step))
         if accelerator.is_main_process:
-            _checkpoint(model, saved, step + 1, watch)
+            _checkpoint(model, saved, step + 1, course.seconds, watch, watch_at)
     if average is not None:
         network.load_state_dict(average.module.state_dict())
     network.eval().requires_grad_(False)
@@ -95,21 +98,35 @@ def train(
     return {
         "steps": config.steps,
         "seconds": course.seconds,
-        "images_per_second": (config.steps - first) * config.batch_size / max(course.seconds, 1e-9),
+        "images_per_second": course.pace,
         "loss": course.windows(),
         "main_process": accelerator.is_main_process,
     }
 
 
-def _checkpoint(model: DiffusionModel, saved: State, done: int, watch: Watch | None) -> None:
+def _checkpoint(
+    model: DiffusionModel,
+    saved: State,
+    done: int,
+    seconds: float,
+    watch: Watch | None,
+    watch_at: Container[int],
+) -> None:
     every = saved.config.checkpoint_every
-    if not every or done % every:
+    due = bool(every) and done % every == 0
+    if due:
+        saved.save(done, seconds)
+    if watch is None or not (due or done in watch_at):
         return
-    saved.save(done)
-    if watch is not None:
-        model.network.eval()
-        watch(model, done)
-        model.network.train().requires_grad_(True)
+    network, now = model.network, None
+    if saved.average is not None:
+        now = {name: value.clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(saved.average.module.state_dict())
+    network.eval()
+    watch(model, done)
+    if now is not None:
+        network.load_state_dict(now)
+    network.train().requires_grad_(True)
 
 
 def _accelerator(config: TrainingConfig, log: Path | None, log_with: str | None) -> Accelerator:

@@ -53,8 +53,8 @@ class State:
         self.network, self.optimizer, self.average = network, optimizer, average
         self.hook, self.config, self.folder = hook, config, folder
 
-    def save(self, step: int) -> None:
-        """Everything after ``step`` steps."""
+    def save(self, step: int, seconds: float) -> None:
+        """Everything after ``step`` steps, which took ``seconds``."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,18 +69,22 @@ class State:
         if self.hook is not None:
             tensors |= {f"h/{name}": value.contiguous() for name, value in self.hook.state().items()}
         temporary = self.folder / "state.tmp"
-        header = {"step": str(step), "config": json.dumps(asdict(self.config), sort_keys=True)}
+        header = {
+            "step": str(step),
+            "seconds": str(seconds),
+            "config": json.dumps(asdict(self.config), sort_keys=True),
+        }
         save_file(tensors, temporary, metadata=header)
         os.replace(temporary, self.folder / "state.safetensors")
 
-    def resume(self) -> int:
-        """Takes back what was saved; the number of steps that were done, 0 without a state.
+    def resume(self) -> tuple[int, float]:
+        """Takes back what was saved: how many steps were done, in how many seconds; 0 without a state.
 
         Raises:
             ValueError: the state belongs to another configuration.
         """
         if self.folder is None or not (self.folder / "state.safetensors").exists():
-            return 0
+            return 0, 0.0
         path = self.folder / "state.safetensors"
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
@@ -102,4 +106,4 @@ class State:
                 "exp_avg": tensors[f"m/{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"v/{name}"].to(parameter.device),
             }
-        return step
+        return step, float(header.get("seconds", 0))
