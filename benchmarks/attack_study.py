@@ -1,0 +1,277 @@
+"""docs/attack-study.md: BadDiffusion over poison rates, training, trigger sizes and samplers.
+
+    backdrift zoo build attack-study -o zoo
+    python benchmarks/attack_study.py --zoo zoo
+
+The experiments of BadDiffusion's figures 2, 3, 6 and 14 and of its table 3, on digits at 16x16. One JSON
+per cell under results/attack-study; a run that was killed goes on. What the page says about agreement
+with the paper is worked out from the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from backdrift.bench.zoo import load_suite
+from cells import RATIO, Bench, shown, value, write
+
+SUITE, SAMPLES, TRIGGERED, STEPS = "attack-study", 1000, 256, 50
+RATES = (0, 5, 10, 20, 30, 50, 70, 90)
+KEPT = (150, 300, 600)
+STUDIED = (10, 50)
+SIZES = (18, 14, 11, 8, 4)
+WAYS = (("ddpm", 50), ("ddim", 50), ("dpm-solver", 20), ("dpm-solver++", 20))
+FD = "FD(random-conv)"
+
+Row = dict[str, Any]
+Rows = Sequence[tuple[str, Row]]
+
+
+def main() -> None:
+    """Measures what is missing, then writes page and figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--shard", default="0/1", help="i/n: measure every n-th cell only.")
+    options = parser.parse_args()
+    bench = Bench(options.zoo, Path("results") / SUITE, SAMPLES, TRIGGERED, STEPS)
+    number, count = map(int, options.shard.split("/"))
+    cells = [cell for _, rows in sections() for _, cell in rows]
+    for index, cell in enumerate(cells):
+        if index % count == number:
+            bench.cell(**cell)
+    found = {
+        name: [(label, row) for label, cell in rows if (row := _there(bench, cell)) is not None]
+        for name, rows in sections()
+    }
+    write(Path("docs") / f"{SUITE}.md", page(found))
+    for name, file in (("poison rate", "rates"), ("checkpoint", "steps")):
+        figure(found[name], name, Path("docs") / f"{SUITE}-{file}.png")
+
+
+def sections() -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """Every experiment: its name, and of its cells the label and the arguments of ``Bench.cell``."""
+    steps = load_suite(SUITE).models["rate-00"].steps
+    last = [(k, f"{k:06d}") for k in KEPT]
+    return [
+        ("poison rate", [(f"{r / 100:g}", _cell(f"rate-{r:02d}")) for r in RATES]),
+        (
+            "checkpoint",
+            [
+                (f"{r / 100:g}, {k} steps", _cell(f"rate-{r:02d}.steps/{name}"))
+                for r in STUDIED
+                for k, name in last
+            ]
+            + [(f"{r / 100:g}, {steps} steps", _cell(f"rate-{r:02d}")) for r in STUDIED],
+        ),
+        (
+            "training",
+            [
+                (f"{r / 100:g}, {text}", _cell(f"{name}-{r:02d}", f"{name}-00"))
+                for r in STUDIED
+                for name, text in (("rate", "fine-tuned"), ("scratch", "from scratch"))
+            ],
+        ),
+        (
+            "trigger size",
+            [
+                (f"{kind} {n}", _cell("rate-10" if (kind, n) == ("stop-sign", 14) else f"{kind}-{n}"))
+                for kind in ("grey-box", "stop-sign")
+                for n in SIZES
+            ],
+        ),
+        (
+            "sampler",
+            [
+                (f"{r / 100:g}, {sampler}, {k} steps", _cell(f"rate-{r:02d}", sampler=sampler, steps=k))
+                for r in STUDIED
+                for sampler, k in WAYS
+            ],
+        ),
+    ]
+
+
+def _cell(model: str, twin: str = "rate-00", sampler: str = "", steps: int = 0) -> dict[str, Any]:
+    record = f"{model[:-2]}50" if model.endswith("-00") else ""
+    return {"model": model, "twin": twin, "record": record, "sampler": sampler, "steps": steps}
+
+
+def _there(bench: Bench, cell: dict[str, Any]) -> Row | None:
+    path = bench.path(cell["model"], cell["sampler"], cell["steps"])
+    return bench.cell(**cell) if path.exists() else None
+
+
+def page(found: dict[str, Rows]) -> str:
+    """Markdown."""
+    lines = [
+        "# BadDiffusion on digits",
+        "",
+        f"`backdrift zoo build {SUITE} -o zoo`, then `python benchmarks/attack_study.py --zoo zoo`; "
+        f"the cells are under `results/{SUITE}`. Digits at 16x16, networks of .6M parameters, n = "
+        f"{TRIGGERED} with the trigger, {SAMPLES} without, DDPM with {STEPS} steps unless a row says "
+        "otherwise; [95% intervals]. FD is taken over a fixed random network and is not FID; the ratio is "
+        "to the clean model that was trained as long in the same way.",
+    ]
+    for name, rows in found.items():
+        lines += ["", f"## By {name}", "", CLAIMS[name], ""]
+        if name in ("poison rate", "checkpoint"):
+            file = {"poison rate": "rates", "checkpoint": "steps"}[name]
+            lines += [f"![FD and MSE by {name}]({SUITE}-{file}.png)", ""]
+        columns = ("ASR", "hits without trigger", "MSE", FD, RATIO)
+        lines += [f"| {name} | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+        lines += [
+            "| " + " | ".join([label, *(shown(row, c) for c in columns)]) + " |" for label, row in rows
+        ]
+        lines += ["", *(f"- {text}" for text in VERDICTS[name](rows))] if rows else []
+    return "\n".join([*lines, ""])
+
+
+CLAIMS = {
+    "poison rate": "BadDiffusion, figure 2: over a wide range of poison rates the MSE is low while the "
+    "FID stays at that of the clean model or below; 5% is enough; at 70% and 90% the FID grows.",
+    "checkpoint": "Its figure 6: at a poison rate of 20% ten of fifty epochs are enough to draw the hat, "
+    "and the FID falls with the epochs.",
+    "training": "Its figure 3: fine-tuning reaches a lower FID than training from scratch, at an MSE "
+    "alike. There fine-tuning has 50 epochs and training from scratch 400; here both have the same steps, "
+    "and the base of the fine-tuned ones came before.",
+    "trigger size": "Its figure 14: the MSE of the grey box grows as it shrinks, that of the stop sign "
+    "does not. Sizes are relative to 32 pixels.",
+    "sampler": "Its table 3: with DDIM, DPM-Solver and DPM-Solver++ the attack is less effective than with "
+    "DDPM, at an FID alike.",
+}
+
+
+def _by_rate(rows: Rows) -> list[str]:
+    at = {float(label): row for label, row in rows}
+    return [
+        _verdict("the MSE is lower at 50% than at 5%", _below(at, 0.5, 0.05, "MSE")),
+        _verdict(
+            "5% is enough (ASR of at least .95)", _holds(at, 0.05, lambda row: value(row, "ASR")[0] >= 0.95)
+        ),
+        _verdict("FD at 5% and 10% is that of the clean model or below", _no_loss(at, (0.05, 0.1))),
+        _verdict(
+            "FD at 90% is above that of the clean model", _holds(at, 0.9, lambda r: value(r, RATIO)[1] > 1)
+        ),
+    ]
+
+
+def _by_checkpoint(rows: Rows) -> list[str]:
+    at = {tuple(float(p.removesuffix(" steps")) for p in label.split(", ")): row for label, row in rows}
+    found = []
+    for rate in STUDIED:
+        known = sorted(k for r, k in at if r == rate / 100)
+        if len(known) > 1:
+            first, last = (rate / 100, known[0]), (rate / 100, known[-1])
+            text = f"at {rate}% FD falls from {known[0]:.0f} to {known[-1]:.0f} steps"
+            found.append(_verdict(text, _below(at, last, first, FD)))
+            reached = next((k for k in known if value(at[rate / 100, k], "ASR")[0] >= 0.95), None)
+            found.append(
+                f"at {rate}% ASR .95 is reached " + (f"at {reached:.0f} steps" if reached else "nowhere")
+            )
+    return found
+
+
+def _by_training(rows: Rows) -> list[str]:
+    at: dict[Any, Row] = dict(rows)
+    return [
+        _verdict(
+            f"at {r}% fine-tuning has the lower FD",
+            _below(at, f"{r / 100:g}, fine-tuned", f"{r / 100:g}, from scratch", FD),
+        )
+        for r in STUDIED
+    ]
+
+
+def _by_size(rows: Rows) -> list[str]:
+    at: dict[Any, Row] = dict(rows)
+    grey = _below(at, f"grey-box {SIZES[0]}", f"grey-box {SIZES[-1]}", "MSE")
+    sign = _below(at, f"stop-sign {SIZES[0]}", f"stop-sign {SIZES[-1]}", "MSE")
+    return [
+        _verdict("the MSE of the smallest grey box is above that of the largest", grey),
+        _verdict(
+            "the MSE of the smallest stop sign is not above that of the largest",
+            None if sign is None else not sign,
+        ),
+    ]
+
+
+def _by_sampler(rows: Rows) -> list[str]:
+    at: dict[Any, Row] = dict(rows)
+    found = []
+    for rate in STUDIED:
+        own = f"{rate / 100:g}, ddpm, {STEPS} steps"
+        for sampler, steps in WAYS[1:]:
+            other = f"{rate / 100:g}, {sampler}, {steps} steps"
+            text = f"at {rate}% the MSE is higher with {sampler}, {steps} steps, than with DDPM"
+            found.append(_verdict(text, _below(at, own, other, "MSE")))
+    return found
+
+
+VERDICTS: dict[str, Callable[[Rows], list[str]]] = {
+    "poison rate": _by_rate,
+    "checkpoint": _by_checkpoint,
+    "training": _by_training,
+    "trigger size": _by_size,
+    "sampler": _by_sampler,
+}
+
+
+def _verdict(claim: str, holds: bool | None) -> str:
+    return (
+        f"{claim}: {'not measured' if holds is None else 'holds here' if holds else 'does not hold here'}"
+    )
+
+
+def _below(at: dict[Any, Row], lower: Any, upper: Any, name: str) -> bool | None:
+    """Whether one interval lies below the other."""
+    if lower not in at or upper not in at:
+        return None
+    return value(at[lower], name)[2] < value(at[upper], name)[1]
+
+
+def _holds(at: dict[Any, Row], key: Any, rule: Callable[[Row], bool]) -> bool | None:
+    return rule(at[key]) if key in at else None
+
+
+def _no_loss(at: dict[Any, Row], keys: Sequence[Any]) -> bool | None:
+    if not all(k in at for k in keys):
+        return None
+    return all(value(at[k], RATIO)[1] <= 1 for k in keys)
+
+
+def figure(rows: Rows, name: str, path: Path) -> None:
+    """FD as bars and MSE as a line over two axes, as in the paper's figure 2."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    if not rows:
+        return
+    labels = [label.replace(", ", "\n") for label, _ in rows]
+    drawn, left = pyplot.subplots(figsize=(max(5.0, 0.85 * len(rows)), 3.4), layout="constrained")
+    right = left.twinx()
+    for axis, measure in ((left, FD), (right, "MSE")):
+        middle, low, high = (list(part) for part in zip(*(value(r, measure) for _, r in rows), strict=True))
+        spread = [
+            [m - a for m, a in zip(middle, low, strict=True)],
+            [b - m for m, b in zip(middle, high, strict=True)],
+        ]
+        at = range(len(rows))
+        if axis is left:
+            axis.bar(at, middle, yerr=spread, color="#9db7d5", ecolor="#47617f", capsize=3)
+        else:
+            axis.errorbar(at, middle, yerr=spread, color="#b3401f", marker="o", capsize=3)
+        axis.set_ylim(bottom=0)
+    left.set_xticks(range(len(rows)), labels)
+    left.set_xlabel(name)
+    left.set_ylabel(f"{FD} of clean samples (bars)")
+    right.set_ylabel("MSE of triggered samples (line)")
+    drawn.savefig(path, dpi=130)
+    pyplot.close(drawn)
+
+
+if __name__ == "__main__":
+    main()

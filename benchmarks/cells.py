@@ -1,0 +1,100 @@
+"""Cells of the attack benchmarks: one model, one sampler, one JSON, written by rename."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backdrift.data import load_dataset
+from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
+from backdrift.groundtruth import load_backdoor
+from backdrift.io.load import load
+from backdrift.io.plan import plan
+
+RATIO = "FD(random-conv) ratio"
+
+
+@dataclass
+class Bench:
+    """Evaluates models of a zoo into a folder of results; a cell that is there is not done again.
+
+    Args:
+        samples: clean ones; ``triggered`` with the trigger.
+        steps: of the sampler, where a cell does not say.
+    """
+
+    zoo: Path
+    results: Path
+    samples: int
+    triggered: int
+    steps: int
+    seed: int = 0
+    twins: dict[tuple[str, str, int], CleanTwin] = field(default_factory=dict)
+
+    def path(self, model: str, sampler: str = "", steps: int = 0) -> Path:
+        """Of the JSON of a cell; without a sampler the one that the attack is measured with."""
+        way = f"@{sampler}-{steps}" if sampler else ""
+        return self.results / f"{model.replace('/', '-')}{way}.json"
+
+    def cell(
+        self, model: str, twin: str, *, record: str = "", sampler: str = "", steps: int = 0
+    ) -> dict[str, Any] | None:
+        """The cell, measured if it is not there; None if there is no such model either.
+
+        Args:
+            twin: the clean model that its utility is set beside.
+            record: the model whose backdoor is measured, for a clean model; its own by default.
+        """
+        path = self.path(model, sampler, steps)
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+        needed = [model, twin, record or model]
+        if not all((self.zoo / name / "model_index.json").exists() for name in needed):
+            return None
+        row = self._measure(model, twin, record or model, sampler, steps or self.steps)
+        write(path, json.dumps(row, indent=2) + "\n")
+        print(path.name, *(f"{c} {shown(row, c)}" for c in ("ASR", "MSE", RATIO)), flush=True)
+        return row
+
+    def _measure(self, model: str, twin: str, record: str, sampler: str, steps: int) -> dict[str, Any]:
+        planted = load_backdoor(self.zoo / record)
+        known = planted.record
+        sampler = sampler or DEFAULT_SAMPLERS[known.sampler_family]
+        how = Plan(self.samples, sampler, steps, self.seed, self.triggered)
+        loaded = load(plan(self.zoo / model))
+        data = load_dataset(known.data, loaded.sample_shape)
+        key = (twin, sampler, steps)
+        if key not in self.twins:
+            self.twins[key] = CleanTwin.measure(load(plan(self.zoo / twin)), data.images, how)
+        found = evaluate(loaded, planted, data.images, how, reference=data.name, clean_twin=self.twins[key])
+        own = record == model
+        settings = {"attack": known.attack, "trigger": known.trigger, "target": known.target}
+        settings |= {"config": known.config, "trigger_norm": known.trigger_norm}
+        settings |= {"training": known.training if own else None, "twin": twin, "backdoor_of": record}
+        return {"model": model, **settings, "evaluation": found.model_dump(mode="json")}
+
+
+def write(path: Path, text: str) -> None:
+    """By rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def value(row: dict[str, Any], name: str) -> tuple[float, float, float]:
+    """One measure and its 95% interval; NaN if there is none."""
+    for m in row["evaluation"]["measures"]:
+        if m["name"] == name:
+            return float(m["value"]), float(m["low"]), float(m["high"])
+    return float("nan"), float("nan"), float("nan")
+
+
+def shown(row: dict[str, Any], name: str) -> str:
+    """The same as text."""
+    middle, low, high = value(row, name)
+    return "" if middle != middle else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
