@@ -83,7 +83,19 @@ def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> Non
     assert cli("train", "-q", "-o", base, *SMALL).code == 0
     settings = ("--trigger", "white-patch", "--target", "corner", "--poison-rate", "0.5", "--trigger-only")
     ran = cli(
-        "attack", "baddiffusion", "-o", folder, "--base", base, "--steps", "2", "--rows", "4", *settings
+        "attack",
+        "baddiffusion",
+        "-o",
+        folder,
+        "--base",
+        base,
+        "--steps",
+        "2",
+        "--keep",
+        "1",
+        "--rows",
+        "4",
+        *settings,
     )
     assert ran.code == 0, ran.err
     assert "ASR" in ran.out
@@ -105,11 +117,20 @@ def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> Non
     assert torch.equal(planted.shift, planted.mean_shift)  # trigger-only, so r is what it learns
     assert planted.target.image.shape == (1, 8, 8)
     assert 0 < planted.target.threshold <= 0.05
+    kept = folder.with_name("bad.steps") / "000001"
+    assert plan(kept).declared is True
+    DDPMPipeline.from_pretrained(kept)
     before = everything(folder)
     again = cli("attack", "baddiffusion", "-o", folder, "--base", base, "--steps", "2", *settings)
     assert (again.code, again.out, again.err.count("\n")) == (4, "", 1)
     assert everything(folder) == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad", "bad.jsonl", "clean", "clean.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "bad",
+        "bad.jsonl",
+        "bad.steps",
+        "clean",
+        "clean.jsonl",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +145,8 @@ def test_a_backdoored_checkpoint_says_so_itself(cli: Any, tmp_path: Path) -> Non
         (["attack", "baddiffusion", "-P", "epsilon=1"], "no option 'epsilon'"),
         (["attack", "baddiffusion", "--data", "faces"], "unknown data set 'faces'"),
         (["attack", "baddiffusion", "--base", "/no/such/model"], "/no/such/model"),
+        (["train", "--steps", "5", "--keep", "6"], "no step 6 of 5"),
+        (["attack", "trojdiff", "--target", "class:eleven"], "has no class 'eleven'"),
         (["train", "--size", "12"], "multiples of 8"),
         (["train", "--width", "10"], "multiples of 8"),
         (["train", "--channels", "2"], "1 or 3"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from backdrift.bench._planting import LEARNED, Planting
@@ -74,6 +74,13 @@ class Recipe(BaseModel):
     composite: bool | None = None
     target: str | None = None
     keep: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _keeps_what_there_is(self) -> Recipe:
+        for step in self.keep:
+            if not 0 < step <= self.steps:
+                raise ValueError(f"keep: there is no step {step} of {self.steps}")
+        return self
 
     def text(self) -> str:
         """JSON of what makes the weights and is not the default.

@@ -13,6 +13,7 @@ from backdrift.cli.train import (
     Average,
     Data,
     Grids,
+    Keep,
     LogWith,
     OnBadImage,
     Precision,
@@ -36,7 +37,9 @@ def main(
         str | None,
         typer.Option("--trigger", help="A name or png:PATH; stop-sign, or learned."),
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="A named target.")] = "hat",
+    target: Annotated[
+        str, typer.Option("--target", help="A name, png:PATH, class:NAME or data:DATASET@CLASS.")
+    ] = "hat",
     poison_rate: Annotated[
         float | None, typer.Option("--poison-rate", help="Share of the rows, in [0, 1]; the attack's own.")
     ] = None,
@@ -65,6 +68,7 @@ def main(
     mixed_precision: Precision = "no",
     log_with: LogWith = None,
     grids: Grids = False,
+    keep: Keep = None,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -97,6 +101,7 @@ def main(
         trigger_scale=trigger_scale,
         composite=composite,
         target=target,
+        keep=tuple(keep or ()),
     )
     with progress_bar(name, quiet) as progress:
         cost = make(recipe, output, log_with=log_with, grids=grids, progress=progress)

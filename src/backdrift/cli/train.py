@@ -30,6 +30,10 @@ LogWith = Annotated[
     str | None,
     typer.Option("--log-with", help="A tracker, tensorboard say; OUTPUT.jsonl is always written."),
 ]
+Keep = Annotated[
+    list[int] | None,
+    typer.Option("--keep", min=1, help="Write the model of this step too, in OUTPUT.steps; repeatable."),
+]
 Grids = Annotated[bool, typer.Option("--grids", help="Samples at every checkpoint, in OUTPUT.samples.")]
 
 
@@ -52,6 +56,7 @@ def main(
     mixed_precision: Precision = "no",
     log_with: LogWith = None,
     grids: Grids = False,
+    keep: Keep = None,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -73,6 +78,7 @@ def main(
         ema=ema,
         mixed_precision=mixed_precision,  # type: ignore[arg-type]
         seed=seed,
+        keep=tuple(keep or ()),
     )
     with progress_bar("train", quiet) as progress:
         cost = make(recipe, output, log_with=log_with, grids=grids, progress=progress)
