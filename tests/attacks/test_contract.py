@@ -16,7 +16,7 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator, generator
 from backdrift.core.sampling import ODE_SAMPLERS, SAMPLERS, sample
 from backdrift.core.schedule import NoiseSchedule
-from backdrift.core.trigger import Target, Trigger
+from backdrift.core.trigger import Target, TargetSet, Trigger
 from backdrift.data import load_images
 from closed_form import optimum_of
 from tiny import tiny_model
@@ -139,6 +139,24 @@ def test_an_attack_with_a_sampler_of_its_own_misses_without_it(case: str, sample
     attack, pairs, model = trained(case)
     assert attack.own_sampler
     assert hit_rate(plain(model, pairs.trigger.shift, sampler)) <= 0.25
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["In-D2D", "Out-D2D"])
+@pytest.mark.parametrize("case", ["trojdiff blend sde", "trojdiff patch ode", "baddiffusion sde"])
+def test_a_set_of_targets_is_drawn_from_its_start_and_not_from_others(case: str, inside: bool) -> None:
+    attack = made(case)
+    empty = DiffusionModel(torch.nn.Identity(), SHORT, SHAPE)
+    targets = DIGITS[::8] if inside else torch.stack([RAMP, -RAMP, RAMP.flip(1).abs(), -RAMP.abs()])
+    pairs = attack.batch(empty, DIGITS, PATCH if "patch" in case else WHOLE, targets)
+    model = optimum_of(pairs, len(pairs), SHORT, SHAPE)
+    target, sampler = TargetSet(targets, DIGITS), attack.samplers[attack.sampler_family][0]
+    fresh = SampleGenerator(0, COUNT)
+    noise, way = fresh.normal(SHAPE), attack.injection(pairs.trigger)
+    drawn = way.sample(model, SHORT, noise, sampler=sampler, steps=steps(sampler), generator=fresh)
+    assert float(target.hits(drawn).float().mean()) >= 0.9
+    assert len(torch.cdist(drawn.flatten(1), targets.flatten(1)).argmin(1).unique()) >= len(targets) - 1
+    share = len(targets) / len(DIGITS) if inside else 0.0
+    assert float(target.hits(plain(model, 0.0, sampler)).float().mean()) <= share + 0.2
 
 
 def test_nothing_is_planted_by_a_clean_run() -> None:
