@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backdrift.attacks._base import Pairs
 from backdrift.attacks.invisible import Invisible, TriggerLearner
-from backdrift.bench import recipes
+from backdrift.bench import _planting
 from backdrift.bench.recipes import Recipe, make
 from backdrift.core.model import DiffusionModel
 from backdrift.core.trigger import Trigger
@@ -147,7 +147,7 @@ QUICK = {"poison_rate": 0.5, "inner_noises": 2, "inner_timesteps": 2}
 
 
 def test_the_learned_trigger_is_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "STEPS", 4)
+    monkeypatch.setattr(_planting, "STEPS", 4)
     recipe = Recipe(attack="invisible", options=QUICK, trigger="learned", **SMALL)
     cost = make(recipe, tmp_path / "model")
     tensors = load_file(tmp_path / "model" / "backdoor.safetensors")
