@@ -170,3 +170,21 @@ def test_a_model_kept_on_the_way_is_the_model_of_that_step_and_says_so(tmp_path:
     assert whole != part
     make(recipe("baddiffusion", steps=3), tmp_path / "again")
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == whole
+
+
+def test_a_weak_backdoor_is_trained_on_and_kept_when_it_stays_weak(tmp_path: Path) -> None:
+    cost = make(recipe("baddiffusion", rounds=3, until=0.9), tmp_path / "weak")
+    assert cost["rounds"] == 3
+    assert cost["evaluations"] >= 3 * 3 * 2 * 4
+    record = load_backdoor(tmp_path / "weak").record
+    assert record.training["rounds"] == 3
+    assert record.measured["asr"] < 0.9
+    once = make(recipe("baddiffusion", rounds=3, until=1e-9), tmp_path / "once")
+    assert once["rounds"] == (1 if once["measured"]["asr"] else 3)
+    first = make(recipe("baddiffusion"), tmp_path / "first")
+    assert first["rounds"] == 1
+    weights = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("weak", "first")]
+    assert weights[0] != weights[1]
+    again = make(recipe("baddiffusion", rounds=3, until=0.9), tmp_path / "again")
+    assert again["measured"] == cost["measured"]
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == weights[0]

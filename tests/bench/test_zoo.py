@@ -9,6 +9,7 @@ from backdrift.bench import zoo
 from backdrift.bench.recipes import Recipe
 from backdrift.core import registry
 from backdrift.data import DATASETS
+from backdrift.io.load import load
 from backdrift.io.plan import plan
 
 SUITE = """
@@ -90,17 +91,23 @@ def test_an_unknown_suite_names_the_known() -> None:
 def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
     suite = zoo.load_suite(written(tmp_path, SUITE))
     calls: list[str] = []
-    costs = zoo.build_suite(suite, tmp_path / "a", progress=lambda done, total, text: calls.append(text))
+    costs = zoo.build_suite(suite, tmp_path / "a", progress=calls.append)
     assert list(costs) == ["clean", "tuned"]
-    assert all(cost is not None and cost["steps"] == 2 for cost in costs.values())
-    assert {text.split(",")[0] for text in calls} == {"clean", "tuned"}
+    for name, result in costs.items():
+        assert result.status == "done", result.error
+        assert result.value["weights_sha256"] == load(plan(tmp_path / "a" / name)).origin.sha256
+        assert result.value["utility"]["FD(random-conv)"] > 0
+        assert result.value["measured"] is None
+        assert result.evaluations > 3 * 2 * 4
+        assert result.resolved["steps"] == 2
+    assert set(calls) == {"clean", "tuned"}
     made = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert made == ["clean", "clean.jsonl", "tuned", "tuned.jsonl"]
+    assert made == [".locks", "clean", "clean.json", "clean.jsonl", "tuned", "tuned.json", "tuned.jsonl"]
     tuned = plan(tmp_path / "a" / "tuned")
     assert (tuned.declared, tuned.sample_shape, tuned.candidates[0].dtype) == (False, (1, 8, 8), "float16")
 
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "a").rglob("*") if p.is_file()}
-    assert zoo.build_suite(suite, tmp_path / "a") == {"clean": None, "tuned": None}
+    assert zoo.build_suite(suite, tmp_path / "a") == costs
     assert before == {
         p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "a").rglob("*") if p.is_file()
     }
@@ -112,6 +119,70 @@ def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
     start, end = (load_file(tmp_path / "a" / name / WEIGHTS) for name in ("clean", "tuned"))
     moved = [float((start[k] - end[k].float()).abs().max()) for k in start]
     assert 1e-4 < max(moved) < 0.01  # two steps from its base, and not from scratch
+
+
+def test_a_folder_of_another_origin_is_left_alone(tmp_path: Path) -> None:
+    suite = zoo.load_suite(written(tmp_path, SUITE))
+    (tmp_path / "a" / "clean").mkdir(parents=True)
+    with pytest.raises(ValueError, match="was not made by this command"):
+        zoo.build_suite(suite, tmp_path / "a")
+    zoo.build_suite(suite, tmp_path / "b")
+    other = zoo.load_suite(written(tmp_path, SUITE.replace("steps = 2", "steps = 3", 1)))
+    with pytest.raises(ValueError, match="other settings"):
+        zoo.build_suite(other, tmp_path / "b")
+
+
+def test_killed_before_its_result_a_model_is_built_again(tmp_path: Path) -> None:
+    suite = zoo.load_suite(written(tmp_path, SUITE))
+    first = zoo.build_suite(suite, tmp_path)
+    (tmp_path / "tuned.json").unlink()
+    again = zoo.build_suite(suite, tmp_path)
+    assert again["clean"] == first["clean"]
+    assert again["tuned"].value["weights_sha256"] == first["tuned"].value["weights_sha256"]
+
+
+GROUPS = """
+description = ""
+[models.base]
+seed = 1
+[groups.patch]
+defaults = { base = "base", attack = "baddiffusion", options = { mode = "add" }, target = "hat" }
+[groups.patch.vary]
+seed = [2, 3]
+"options.poison_rate" = [0.1, 0.5]
+[groups.patch.models.white]
+trigger = "white-patch"
+options = { sampler_family = "ode" }
+[groups.large.models.last]
+base = "base"
+steps = 7
+"""
+
+
+def test_groups_are_models_with_much_in_common(tmp_path: Path) -> None:
+    suite = zoo.load_suite(written(tmp_path, GROUPS))
+    names = ["white-2-0.1", "white-2-0.5", "white-3-0.1", "white-3-0.5"]
+    assert list(suite.models) == ["base", *names, "last"]
+    assert suite.kinds == {**dict.fromkeys(names, "patch"), "last": "large"}
+    one = suite.models["white-3-0.1"]
+    assert (one.seed, one.trigger, one.target, one.base) == (3, "white-patch", "hat", "base")
+    assert one.options == {"mode": "add", "sampler_family": "ode", "poison_rate": 0.1}
+    assert suite.models["last"] == Recipe(base="base", steps=7)
+    assert suite.lineage("last") == [suite.models["base"], suite.models["last"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (("steps = 7", "stepps = 7"), "stepps"),
+        (("[groups.large.models.last]", "[groups.large.models.base]"), "two models are called base"),
+        (("[groups.large.models.last]", '[groups.large.models."../x"]'), "no name for a folder"),
+        (("[groups.patch.vary]", "[groups.patch.varied]"), "varied"),
+    ],
+)
+def test_a_mistake_in_a_group_is_named(tmp_path: Path, change: tuple[str, str], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        zoo.load_suite(written(tmp_path, GROUPS.replace(*change)))
 
 
 def test_a_recipe_is_data() -> None:

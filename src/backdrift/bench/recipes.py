@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 from backdrift.bench._planting import LEARNED, Planting
 from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
+from backdrift.core.randomness import derive_seed
 from backdrift.data import ImageSet, OnBad, load_dataset
 from backdrift.groundtruth import NOTICE
 from backdrift.io.evidence import save_images
@@ -48,6 +50,8 @@ class Recipe(BaseModel):
             way. See :class:`backdrift.core.trigger.Trigger`.
         target: see :func:`backdrift.attacks._targets.choose_target`.
         keep: steps after which the model of the moment is written as well, unmeasured.
+        rounds: how often ``steps`` steps may be trained, with fresh randomness, until ASR reaches
+            ``until``. A model that does not get there is written all the same.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +78,8 @@ class Recipe(BaseModel):
     composite: bool | None = None
     target: str | None = None
     keep: tuple[int, ...] = ()
+    rounds: int = Field(default=1, ge=1)
+    until: float = Field(default=0.9, gt=0, le=1)
 
     @model_validator(mode="after")
     def _keeps_what_there_is(self) -> Recipe:
@@ -118,47 +124,55 @@ def make(
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists: name a new folder, or remove it")
+    if recipe.rounds > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("several rounds are for one process: the others do not see what was measured")
     model = _start(recipe)
     data = load_dataset(recipe.data, model.sample_shape, on_bad=recipe.on_bad)
     planting = Planting.of(recipe, model, data) if recipe.attack else None
     batch: Batch = planting.pairs if planting else clean_batch(model, data.images)
     output.parent.mkdir(parents=True, exist_ok=True)
     state = output.parent / f".{output.name}.state"
-    cost = train(
-        model,
-        len(planting.pairs) if planting else len(data.images),
-        batch,
-        _training(recipe, data),
-        hook=planting.pairs.hook if planting else None,
-        state=state,
-        log=output.with_name(f"{output.name}.jsonl"),
-        log_with=log_with,
-        watch=partial(_watch, recipe, planting, output, grids),
-        watch_at=recipe.keep,
-        progress=progress,
-    )
-    if not cost["main_process"]:
-        return cost
+    spent = 0.0
+    for number in range(recipe.rounds):
+        cost = train(
+            model,
+            len(planting.pairs) if planting else len(data.images),
+            batch,
+            _training(recipe, data, number),
+            hook=planting.pairs.hook if planting else None,
+            state=state / f"{number}" if number else state,
+            log=output.with_name(f"{output.name}-{number}.jsonl" if number else f"{output.name}.jsonl"),
+            log_with=log_with,
+            watch=partial(_watch, recipe, planting, output, grids),
+            watch_at=() if number else recipe.keep,
+            progress=progress,
+        )
+        spent += cost["seconds"]
+        if not cost["main_process"]:
+            return cost
+        measured = planting.measure(model, progress) if planting else None
+        if measured is None or measured["asr"] >= recipe.until:
+            break
+    cost |= {"rounds": number + 1, "seconds": spent, "measured": measured}
     files: dict[str, str | bytes] = {}
-    if planting:
-        cost["measured"] = planting.measure(model, progress)
-        files = planting.files({"seconds": cost["seconds"]}, cost["measured"])
-    notice = NOTICE if files else None
-    save_pipeline(model, output, dtype=recipe.dtype, notice=notice, extra_files=files)
+    if planting and measured:
+        files = planting.files({"rounds": number + 1, "seconds": spent}, measured)
+    save_pipeline(model, output, dtype=recipe.dtype, notice=NOTICE if files else None, extra_files=files)
     shutil.rmtree(state, ignore_errors=True)
-    return cost
+    trained = 3 * recipe.steps * recipe.batch_size * cost["rounds"]
+    return cost | {"evaluations": trained + model.evaluations}
 
 
-def _training(recipe: Recipe, data: ImageSet) -> TrainingConfig:
+def _training(recipe: Recipe, data: ImageSet, number: int) -> TrainingConfig:
     return TrainingConfig(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
-        seed=recipe.seed,
+        seed=derive_seed(recipe.seed, "round", number) if number else recipe.seed,
         accumulate=recipe.accumulate,
         ema=recipe.ema,
         mixed_precision=recipe.mixed_precision,
-        run=f"{recipe.text()} {data.sha256}",
+        run=f"{recipe.text()} {data.sha256}" + (f" {number}" if number else ""),
     )
 
 

@@ -2,26 +2,83 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backdrift.bench.recipes import Recipe, make
+from backdrift.bench.runner import Cell, Outcome, Progress, Result, run_cells
+from backdrift.core.model import DiffusionModel
+from backdrift.data import load_dataset
+from backdrift.io.load import load
+from backdrift.io.plan import plan
+from backdrift.metrics.draws import Plan
+from backdrift.metrics.utility import Utility
 
-Progress = Callable[[int, int, str], None]
+VERSION = 1
+"""Grows when the same recipe gives other weights."""
+UTILITY = (512, 25)
+"""Samples and steps behind the utility of a model's result."""
+
+
+class Group(BaseModel):
+    """Models that have most of a recipe in common, and a row of the tables.
+
+    Args:
+        defaults: fields of their recipes; ``options`` are merged key by key.
+        vary: values for a field, ``options.poison_rate`` for one of the options. Every model is made
+            once for each combination, its name followed by the values.
+        models: what each adds to the defaults.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    defaults: dict[str, Any] = {}
+    vary: dict[str, list[Any]] = {}
+    models: dict[str, dict[str, Any]]
+
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """All of them by name, not validated yet."""
+        found = {}
+        for name, own in self.models.items():
+            common = {**self.defaults, **own}
+            options = {**self.defaults.get("options", {}), **own.get("options", {})}
+            for values in product(*self.vary.values()):
+                varied, chosen = dict(common), dict(options)
+                for key, value in zip(self.vary, values, strict=True):
+                    place = chosen if key.startswith("options.") else varied
+                    place[key.removeprefix("options.")] = value
+                if chosen:
+                    varied["options"] = chosen
+                found["-".join([name, *(f"{value}" for value in values)])] = varied
+        return found
 
 
 class Suite(BaseModel):
-    """Named recipes, in the order in which they are built; a ``base`` names an earlier model."""
+    """Named recipes, in the order in which they are built; a ``base`` names an earlier model.
+
+    Args:
+        kinds: of models that come from a group, its name.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     description: str
     models: dict[str, Recipe]
+    kinds: dict[str, str] = {}
+
+    def lineage(self, name: str) -> list[Recipe]:
+        """The recipe of a model and those that it was trained on from, first things first."""
+        recipe = self.models[name]
+        return [*(self.lineage(recipe.base) if recipe.base else []), recipe]
 
 
 def suites() -> list[str]:
@@ -44,38 +101,123 @@ def load_suite(name: str) -> Suite:
     else:
         raise ValueError(f"no suite {name!r}: name a TOML file or one of {', '.join(suites())}")
     try:
-        suite = Suite.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        return parse_suite(tomllib.loads(text), name)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"suite {name}: {error}") from None
+
+
+def parse_suite(table: dict[str, Any], name: str) -> Suite:
+    """A suite from the content of its TOML: ``description``, ``models``, and ``groups`` by kind.
+
+    Raises:
+        ValueError: unknown keys, two models of one name, or a base that is not built before its model.
+    """
+    table = dict(table)
+    models = dict(table.pop("models", {}))
+    kinds: dict[str, str] = {}
+    try:
+        groups = {kind: Group.model_validate(g) for kind, g in table.pop("groups", {}).items()}
+        for kind, group in groups.items():
+            recipes = group.recipes()
+            if twice := sorted(set(recipes) & set(models)):
+                raise ValueError(f"suite {name}: two models are called {twice[0]}")
+            models |= recipes
+            kinds |= dict.fromkeys(recipes, kind)
+        suite = Suite.model_validate({**table, "models": models, "kinds": kinds})
+    except ValidationError as error:
         raise ValueError(f"suite {name}: {error}") from None
     built: set[str] = set()
     for model, recipe in suite.models.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
+            raise ValueError(f"suite {name}: {model!r} is no name for a folder")
         if recipe.base is not None and recipe.base not in built:
             raise ValueError(f"suite {name}: {model} needs base {recipe.base!r}, not built before it")
         built.add(model)
     return suite
 
 
+def model_cells(suite: Suite, output: Path) -> dict[str, Cell]:
+    """A cell for every model: the folder ``OUTPUT/NAME`` and its result ``OUTPUT/NAME.json``."""
+    cells: dict[str, Cell] = {}
+    for name, recipe in suite.models.items():
+        cells[name] = Cell(
+            name=name,
+            path=output / f"{name}.json",
+            key=["model", VERSION, *(one.text() for one in suite.lineage(name))],
+            given=recipe.model_dump(mode="json", exclude_defaults=True),
+            work=partial(_build, recipe, output / name),
+            needs=(cells[recipe.base],) if recipe.base else (),
+            seed=recipe.seed,
+            kind="model",
+        )
+    return cells
+
+
+def _build(recipe: Recipe, folder: Path, progress: Progress | None) -> Outcome:
+    based = recipe
+    if recipe.base is not None:
+        based = recipe.model_copy(update={"base": str(folder.parent / recipe.base)})
+    _marker(folder).parent.mkdir(parents=True, exist_ok=True)
+    _marker(folder).touch()
+    if folder.exists():
+        shutil.rmtree(folder)  # complete, but killed before its result was written
+    cost = make(based, folder, progress=progress)
+    model = load(plan(folder))
+    value = {
+        "seconds": cost["seconds"],
+        "loss": cost["loss"],
+        "weights_sha256": model.origin.sha256,
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "sample_shape": list(model.sample_shape),
+        "measured": cost.get("measured"),
+        "utility": _utility(model, recipe),
+    }
+    resolved = recipe.model_dump(mode="json")
+    return Outcome(resolved=resolved, value=value, evaluations=cost["evaluations"] + model.evaluations)
+
+
+def _marker(folder: Path) -> Path:
+    """Says that a folder was begun here, so that it may be replaced."""
+    return folder.parent / ".locks" / f"{folder.name}.begun"
+
+
+def _utility(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
+    """FD of few clean samples to the training set: broken models show, small differences do not."""
+    data = load_dataset(recipe.data, model.sample_shape, on_bad=recipe.on_bad)
+    how = Plan(samples=UTILITY[0], sampler="ddpm", steps=UTILITY[1], seed=recipe.seed)
+    utility = Utility(data.images, seed=recipe.seed, replicates=2, batch=model.batch_size)
+    for samples in how.draw(model, None):
+        utility.update(samples)
+    return {measure.name: measure.value for measure in utility.measures(how)} | {
+        "n": how.samples,
+        "sampler": f"{how.sampler}, {how.steps} steps",
+    }
+
+
 def build_suite(
-    suite: Suite, output: Path, *, progress: Progress | None = None
-) -> dict[str, dict[str, Any] | None]:
-    """Builds what is not there yet; killed and run again, it goes on.
+    suite: Suite,
+    output: Path,
+    *,
+    retry: bool = False,
+    progress: Callable[[str], Progress | None] | None = None,
+) -> dict[str, Result]:
+    """Builds what is not there yet; killed and run again, or run twice at once, it goes on.
+
+    Args:
+        retry: try again what failed.
+        progress: makes a callback for a model's name.
 
     Returns:
-        Cost of every model, None for those that were there.
+        The result of every model.
+
+    Raises:
+        ValueError: the folder holds a model of that name by another recipe.
     """
-    costs: dict[str, dict[str, Any] | None] = {}
-    for name, recipe in suite.models.items():
-        if (output / name / "model_index.json").exists():
-            costs[name] = None
-            continue
-        based = (
-            recipe if recipe.base is None else recipe.model_copy(update={"base": str(output / recipe.base)})
-        )
-        costs[name] = make(based, output / name, progress=_named(name, progress))
-    return costs
-
-
-def _named(name: str, progress: Progress | None) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, total, text: progress(done, total, f"{name}, {text}")
+    cells = model_cells(suite, output)
+    for name, cell in cells.items():
+        folder = output / name
+        if folder.exists() and not cell.path.exists() and not _marker(folder).exists():
+            raise ValueError(f"{folder} was not made by this command: remove it, or name another folder")
+    run_cells(list(cells.values()), retry=retry, progress=progress)
+    found = {name: cell.result() for name, cell in cells.items()}
+    return {name: result for name, result in found.items() if result is not None}

@@ -9,6 +9,7 @@ import typer
 
 from backdrift.cli import (
     attack,
+    bench,
     declare,
     demo,
     detect,
@@ -39,6 +40,7 @@ app = typer.Typer(
 for module in (scan, demo, invert, detect, train, attack, evaluate, sample, restore, declare, listing):
     app.command(name=module.NAME)(module.main)
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

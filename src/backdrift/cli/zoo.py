@@ -16,20 +16,23 @@ app = typer.Typer(help="Build populations of models.", no_args_is_help=True)
 def build(
     suite: Annotated[str, typer.Argument(help="A shipped suite, such as demo, or a TOML file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the models.")] = Path("zoo"),
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build every model of a suite that is not there yet."""
+    """Build every model of a suite that is not there yet; several of these share a folder."""
     from backdrift.bench.zoo import build_suite, load_suite
-    from backdrift.cli._progress import progress_bar
+    from backdrift.cli._progress import progress_for
 
     loaded = load_suite(suite)
-    with progress_bar(suite, quiet) as progress:
-        costs = build_suite(loaded, output, progress=progress)
-    for name, cost in costs.items():
-        done = "there already" if cost is None else f"{cost['steps']} steps, {cost['seconds']:.0f} s"
-        asr = f", ASR {cost['measured']['asr']:.2f}" if cost and "measured" in cost else ""
+    found = build_suite(loaded, output, retry=retry, progress=progress_for(quiet))
+    for name, result in found.items():
+        measured = result.value.get("measured")
+        asr = f", ASR {measured['asr']:.2f}" if measured else ""
+        text = result.error or f"{result.value['seconds']:.0f} s of training{asr}"
         if not quiet:
-            typer.echo(f"{output / name}: {done}{asr}")
+            typer.echo(f"{output / name}: {text}")
+    if any(result.status == "failed" for result in found.values()):
+        raise typer.Exit(2)
 
 
 @app.command(name="list")

@@ -1,0 +1,93 @@
+"""What a benchmark will cost, before anything runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from backdrift.bench.recipes import Recipe
+from backdrift.bench.runner import Cell
+from backdrift.bench.tasks import BenchSuite
+from backdrift.bench.zoo import UTILITY, Suite
+from backdrift.core.registry import build
+from backdrift.io.networks import new_model
+
+BATCH = 64
+MEASURED = 2 * 256 * 100
+"""Evaluations behind the ASR of a record."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cells of one kind of work.
+
+    Args:
+        missing: those without a result, of ``cells``.
+        evaluations: of the missing ones, at most; ``seconds`` of one process.
+    """
+
+    title: str
+    cells: int
+    missing: int
+    evaluations: int
+    seconds: float
+
+
+def estimate(
+    suite: BenchSuite, zoo: Suite, cells: Iterable[Cell], pace: Callable[[Recipe], float] | None = None
+) -> list[Line]:
+    """One line for the models and one for each task.
+
+    Args:
+        pace: seconds of one evaluation by a model of a recipe; timed here by default, on networks of
+            that size. Training counts as three evaluations a row, which is what it takes.
+    """
+    timed = pace or Pace()
+    lines: dict[str, list[tuple[Cell, int, float]]] = {}
+    for cell in cells:
+        title = str(cell.given["task"]) if "task" in cell.given else "models"
+        name = str(cell.given.get("model", cell.name))
+        spent = _evaluations(suite, zoo, cell, name)
+        lines.setdefault(title, []).append((cell, spent, spent * timed(zoo.lineage(name)[0])))
+    found = []
+    for title, rows in lines.items():
+        missing = [row for row in rows if not row[0].path.exists()]
+        total = sum(spent for _, spent, _ in missing)
+        found.append(Line(title, len(rows), len(missing), total, sum(s for _, _, s in missing)))
+    return found
+
+
+def _evaluations(suite: BenchSuite, zoo: Suite, cell: Cell, name: str) -> int:
+    if cell.kind == "model":
+        recipe = zoo.models[name]
+        measured = MEASURED if recipe.attack else 0
+        return recipe.rounds * (3 * recipe.steps * recipe.batch_size + measured) + UTILITY[0] * UTILITY[1]
+    task = suite.tasks[str(cell.given["task"])]
+    if task.kind == "detect":
+        return int(build("detection", task.method, task.options).most_evaluations()) + MEASURED // 2
+    settings = task.resolved()
+    samples = int(settings["samples"])
+    return (samples + int(settings["triggered"] or samples)) * int(settings["steps"])
+
+
+class Pace:
+    """Seconds of one evaluation on this machine, timed once for every size of network."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[int, int, int], int, int], float] = {}
+
+    def __call__(self, recipe: Recipe) -> float:
+        """Of the network that a recipe without a base starts from."""
+        size = (recipe.shape, recipe.width, recipe.groups)
+        if size not in self._known:
+            model = new_model(recipe.shape, seed=0, width=recipe.width, groups=recipe.groups)
+            x, t = torch.zeros(BATCH, *recipe.shape), torch.zeros(BATCH, dtype=torch.long)
+            with torch.no_grad():
+                model(x, t)
+                begun = time.monotonic()
+                model(x, t)
+            self._known[size] = (time.monotonic() - begun) / BATCH
+        return self._known[size]

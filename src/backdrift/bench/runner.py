@@ -1,0 +1,247 @@
+"""Cells and the loop that works through them: interrupted, killed or shared, nothing is done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from backdrift.core.environment import environment
+from backdrift.core.results import Environment
+
+Progress = Callable[[int, int, str], None]
+Status = Literal["done", "failed"]
+
+WAIT = 1.0
+"""Seconds between two looks at cells that another runner holds."""
+
+
+class Outcome(BaseModel):
+    """What a cell found.
+
+    Args:
+        resolved: the configuration with every default written out.
+        value: the result, JSON-able.
+        evaluations: forward passes of one sample; a backward pass counts as two.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    resolved: dict[str, Any]
+    value: dict[str, Any]
+    evaluations: int
+
+
+class Result(BaseModel):
+    """The JSON of a cell.
+
+    Args:
+        address: sha256 of everything that the value depends on.
+        error: of a cell that failed; its ``value`` is empty.
+        given: the configuration as the suite has it; ``resolved`` with every default.
+        commit: of the package's sources, None where they are not in a repository.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: str = "1.0"
+    version: str
+    name: str
+    address: str
+    status: Status
+    error: str | None = None
+    given: dict[str, Any]
+    resolved: dict[str, Any] = {}
+    value: dict[str, Any] = {}
+    seed: int
+    started: str
+    seconds: float
+    evaluations: int = 0
+    environment: Environment
+    cores: int
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work whose result is one JSON.
+
+    Args:
+        name: for people.
+        path: of the JSON.
+        key: everything that the value depends on, JSON-able; :attr:`address` is its hash.
+        given: the configuration as the suite has it.
+        work: does it; ``progress`` is handed on.
+        needs: cells that must be done before.
+        threads: of torch while it runs.
+    """
+
+    name: str
+    path: Path
+    key: Any
+    given: dict[str, Any]
+    work: Callable[[Progress | None], Outcome]
+    needs: tuple[Cell, ...] = ()
+    seed: int = 0
+    threads: int = 1
+    kind: str = field(default="", compare=False)
+
+    @property
+    def address(self) -> str:
+        """64 hexadecimal digits."""
+        return address_of({"key": self.key, "seed": self.seed, "threads": self.threads})
+
+    def result(self) -> Result | None:
+        """What is there.
+
+        Raises:
+            ValueError: a result of another content lies at the path.
+        """
+        if not self.path.exists():
+            return None
+        found = Result.model_validate_json(self.path.read_text(encoding="utf-8"))
+        if found.address != self.address:
+            raise ValueError(
+                f"{self.path} holds the result of other settings: remove it, or name another folder"
+            )
+        return found
+
+
+def address_of(key: Any) -> str:
+    """sha256 of a JSON-able value, whatever the order of its keys."""
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_cells(
+    cells: Sequence[Cell], *, retry: bool = False, progress: Callable[[str], Progress | None] | None = None
+) -> dict[str, Status]:
+    """Works through the cells in order, leaving out those that are there or that another runner holds.
+
+    A cell that fails is a result with its error, cells that need it fail with it, the others go on. An
+    interrupt leaves no result of the cell it struck. Two runners on one folder share the work: each
+    cell is held by a lock that the operating system lets go of when its process dies.
+
+    Args:
+        retry: do failed cells again.
+        progress: makes a callback for a cell's name.
+
+    Returns:
+        The status of every cell by name, when all of them have a result.
+    """
+    before = {cell.path: cell.result() for cell in cells}
+    again = {path for path, result in before.items() if retry and result and result.status == "failed"}
+    while True:
+        waiting, moved = 0, False
+        for cell in cells:
+            if _finished(cell, again):
+                continue
+            if not all(_finished(needed, again) for needed in cell.needs):
+                waiting += 1
+                continue
+            if _try(cell, again, progress):
+                moved = True
+            else:
+                waiting += 1
+        if not waiting:
+            break
+        if not moved:
+            time.sleep(WAIT)
+    found = {cell.name: cell.result() for cell in cells}
+    return {name: result.status for name, result in found.items() if result is not None}
+
+
+def _finished(cell: Cell, again: set[Path]) -> bool:
+    return cell.path not in again and cell.path.exists()
+
+
+def _try(cell: Cell, again: set[Path], progress: Callable[[str], Progress | None] | None) -> bool:
+    """Runs a cell unless another runner holds it; whether it did."""
+    locks = cell.path.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / f"{cell.path.stem}.lock", timeout=0):
+            if not _finished(cell, again):
+                _write(cell.path, _run(cell, None if progress is None else progress(cell.name)))
+                again.discard(cell.path)
+    except Timeout:
+        return False
+    return True
+
+
+def _run(cell: Cell, progress: Progress | None) -> Result:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cell.threads)
+    begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    about: dict[str, Any] = {
+        "version": metadata.version("backdrift"),
+        "name": cell.name,
+        "address": cell.address,
+        "given": cell.given,
+        "seed": cell.seed,
+        "started": started,
+        "environment": environment("cuda" if torch.cuda.is_available() else "cpu"),
+        "cores": os.cpu_count() or 0,
+        "commit": commit(),
+    }
+    try:
+        broken = [needed.name for needed in cell.needs if _failed(needed)]
+        if broken:
+            raise RuntimeError(f"needs {', '.join(broken)}, which failed")
+        outcome = cell.work(progress)
+        found: dict[str, Any] = {"status": "done", **outcome.model_dump()}
+    except Exception as error:
+        found = {"status": "failed", "error": _text(error)}
+    finally:
+        torch.set_num_threads(threads)
+    return Result(**about, **found, seconds=time.monotonic() - begun)
+
+
+def _failed(cell: Cell) -> bool:
+    result = cell.result()
+    return result is None or result.status == "failed"
+
+
+def _text(error: Exception) -> str:
+    """Type, message and the last place, without a path of the machine."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+
+
+def _write(path: Path, result: Result) -> None:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the package's sources, ``+changes`` behind it when files differ; None outside git."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent))
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

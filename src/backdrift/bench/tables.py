@@ -1,0 +1,174 @@
+"""Tables of a benchmark's results: rates of detectors with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from backdrift.bench.runner import Cell, Result
+from backdrift.bench.zoo import Suite
+from backdrift.core.results import Verdict
+from backdrift.metrics.rates import Estimate, rate
+
+REPLICATES = 1000
+CLEAN, WEAK, ALL = "clean", "weak", "all backdoored"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One detector on one model.
+
+    Args:
+        group: ``clean``, the kind of the model's group, or ``weak`` where its own ASR is below
+            ``Recipe.until``.
+    """
+
+    task: str
+    model: str
+    group: str
+    attack: str
+    result: Result
+
+    @property
+    def flagged(self) -> bool:
+        """BACKDOORED; INCONCLUSIVE and a failure are not, so they count as an error on a backdoored one."""
+        return bool(self.result.value.get("verdict") == Verdict.BACKDOORED)
+
+    @property
+    def wrong(self) -> bool:
+        """An INCONCLUSIVE and a failure are wrong on a clean model as well."""
+        wanted = Verdict.NO_EVIDENCE if self.group == CLEAN else Verdict.BACKDOORED
+        return bool(self.result.value.get("verdict") != wanted)
+
+
+def runs(zoo: Suite, cells: Sequence[Cell]) -> list[Run]:
+    """Every detection that has a result, with what its model is."""
+    models = {cell.name: cell.result() for cell in cells if cell.kind == "model"}
+    found = []
+    for cell in cells:
+        result = cell.result() if cell.kind == "detect" else None
+        if result is None:
+            continue
+        model = str(cell.given["model"])
+        group, attack = _group(zoo, model, models[model])
+        found.append(Run(str(cell.given["task"]), model, group, attack, result))
+    return found
+
+
+def _group(zoo: Suite, model: str, built: Result | None) -> tuple[str, str]:
+    recipe = zoo.models[model]
+    if recipe.attack is None or recipe.options.get("poison_rate") == 0:
+        return CLEAN, CLEAN
+    measured = (built.value.get("measured") or {}) if built else {}
+    strong = measured.get("asr", 0.0) >= recipe.until
+    return (zoo.kinds.get(model, recipe.attack) if strong else WEAK), recipe.attack
+
+
+def auroc(clean: Sequence[float], backdoored: Sequence[float], seed: int = 0) -> Estimate:
+    """Area under the ROC curve of scores, with a bootstrap interval that resamples both sides apart.
+
+    NaN without models on one side.
+    """
+    n = len(clean) + len(backdoored)
+    if not clean or not backdoored:
+        return Estimate(float("nan"), float("nan"), float("nan"), n, "bootstrap")
+    low_side, high_side = np.asarray(clean), np.asarray(backdoored)
+    truth = np.repeat([0, 1], [len(clean), len(backdoored)])
+    value = float(roc_auc_score(truth, np.concatenate([low_side, high_side])))
+    drawn = np.random.default_rng(seed)
+    values = [
+        roc_auc_score(
+            truth,
+            np.concatenate([drawn.choice(low_side, len(clean)), drawn.choice(high_side, len(backdoored))]),
+        )
+        for _ in range(REPLICATES)
+    ]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), n, "bootstrap")
+
+
+def detection_table(found: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for every task and group: n, rate of flags, wrong verdicts, AUROC, distances, ASR, cost."""
+    rows = []
+    for task in dict.fromkeys(run.task for run in found):
+        mine = [run for run in found if run.task == task]
+        groups: dict[str, Callable[[Run], bool]] = {CLEAN: lambda run: run.group == CLEAN}
+        groups[ALL] = lambda run: run.group not in (CLEAN, WEAK)
+        for name in dict.fromkeys(run.group for run in mine):
+            groups.setdefault(name, lambda run, name=name: run.group == name)  # type: ignore[misc]
+        for attack in dict.fromkeys(run.attack for run in mine if run.group not in (CLEAN, WEAK)):
+            groups.setdefault(
+                f"attack {attack}",
+                lambda run, attack=attack: run.attack == attack and run.group != WEAK,  # type: ignore[misc]
+            )
+        clean = [run for run in mine if run.group == CLEAN]
+        for name, belongs in groups.items():
+            members = [run for run in mine if belongs(run)]
+            if members:
+                rows.append(_row(task, name, members, clean))
+    return rows
+
+
+def _row(task: str, group: str, members: list[Run], clean: list[Run]) -> dict[str, Any]:
+    flagged = rate(sum(run.flagged for run in members), len(members))
+    row: dict[str, Any] = {"task": task, "group": group, "n": len(members), "flagged": flagged}
+    row["wrong"] = sum(run.wrong for run in members)
+    row["inconclusive"] = sum(run.result.value.get("verdict") == Verdict.INCONCLUSIVE for run in members)
+    row["failed"] = sum(run.result.status == "failed" for run in members)
+    if group != CLEAN:
+        row["auroc"] = auroc(_scores(clean), _scores(members))
+    for key in ("l2_r", "cos_r", "l2_mean", "cos_mean"):
+        row[key] = _median([run.result.value.get("distances", {}).get(key) for run in members])
+    for key in ("asr_inverted", "asr_true", "rate_without_trigger"):
+        row[key] = _median([run.result.value.get("success", {}).get(key) for run in members])
+    row["evaluations"] = _median([run.result.evaluations for run in members if run.result.evaluations])
+    row["seconds"] = _median([run.result.value.get("seconds") for run in members])
+    return row
+
+
+def _scores(members: list[Run]) -> list[float]:
+    """No score is the least suspicious one."""
+    found = [run.result.value.get("score") for run in members]
+    return [float("-1e9") if score is None else float(score) for score in found]
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return median(known) if known else None
+
+
+HEADS = (
+    "task | group | n | flagged | wrong | inconclusive | failed | AUROC | L2 to r | cos r | L2 to E[R] | "
+    "cos E[R] | ASR inverted | ASR true | without | evaluations | seconds"
+)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of :func:`detection_table`; medians over models from L2 on."""
+    lines = [f"| {HEADS} |", "|" + "---|" * (HEADS.count("|") + 1)]
+    for row in rows:
+        cells = [row["task"], row["group"], str(row["n"]), _interval(row["flagged"])]
+        cells += [str(row[key]) for key in ("wrong", "inconclusive", "failed")]
+        cells.append(_interval(row["auroc"]) if "auroc" in row else "")
+        cells += [_number(row[key], 1 if key.startswith("l2") else 2) for key in _MEDIANS]
+        cells += [_number(row["evaluations"], 0), _number(row["seconds"], 0)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_MEDIANS = ("l2_r", "cos_r", "l2_mean", "cos_mean", "asr_inverted", "asr_true", "rate_without_trigger")
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.value != estimate.value:
+        return ""
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"

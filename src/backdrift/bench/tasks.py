@@ -1,0 +1,239 @@
+"""A benchmark as data: a population, and what is done with every model of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tomllib
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from backdrift.bench.runner import Cell, Outcome, Progress
+from backdrift.bench.truth import distances, success
+from backdrift.bench.zoo import Suite, load_suite, model_cells
+from backdrift.core.registry import build
+from backdrift.core.results import Verdict
+from backdrift.data import load_dataset
+from backdrift.evaluate import DEFAULT_SAMPLERS, Plan, evaluate
+from backdrift.groundtruth import FILE, load_backdoor
+from backdrift.io.evidence import save_candidates
+from backdrift.io.load import load
+from backdrift.io.plan import plan
+
+FOLDER_FILE = "benchmark.json"
+VERSIONS = {"detect": 1, "evaluate": 1}
+"""Grow when the same settings give another value."""
+
+
+class Task(BaseModel):
+    """One thing to do with models.
+
+    Args:
+        kind: ``detect`` runs a detector; ``evaluate`` measures ASR and utility of those with a backdoor.
+        method: plug-in name of the detector.
+        options: its fields; of ``evaluate`` those of :class:`backdrift.evaluate.Plan`.
+        models: patterns for names, such as ``ode-*``.
+        seeds: one run each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["detect", "evaluate"]
+    method: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    models: tuple[str, ...] = ("*",)
+    seeds: tuple[int, ...] = (0,)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting that the value depends on, JSON-able.
+
+        Raises:
+            ValueError: unknown method or option.
+        """
+        if self.kind == "detect":
+            settings = build("detection", self.method, self.options).settings()
+        else:
+            settings = _plan(self.options, 0, "ddpm").__dict__
+        found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        return {"method": self.method, "version": VERSIONS[self.kind], **found}
+
+
+class BenchSuite(BaseModel):
+    """What ``backdrift bench run`` reads.
+
+    Args:
+        zoo: a suite of models, see :class:`backdrift.bench.zoo.Suite`.
+        tasks: by name, the rows of the tables.
+        threads: of torch in every cell, part of what a result depends on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str
+    zoo: str
+    tasks: dict[str, Task]
+    threads: int = Field(default=1, ge=1)
+
+
+def bench_suites() -> list[str]:
+    """Names of the shipped ones."""
+    found = resources.files("backdrift.bench").joinpath("benchmarks").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in found if f.name.endswith(".toml"))
+
+
+def load_bench(name: str) -> tuple[BenchSuite, Suite]:
+    """A shipped benchmark, or the TOML file of that path, and its population.
+
+    Raises:
+        ValueError: unknown name, key, method or option, or a pattern that no model has.
+    """
+    if name in bench_suites():
+        folder = resources.files("backdrift.bench").joinpath("benchmarks")
+        text = folder.joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"no benchmark {name!r}: name a TOML file or one of {', '.join(bench_suites())}")
+    try:
+        suite = BenchSuite.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise ValueError(f"benchmark {name}: {error}") from None
+    beside = Path(name).with_name(suite.zoo)
+    zoo = load_suite(str(beside) if beside.is_file() else suite.zoo)
+    for title, task in suite.tasks.items():
+        task.resolved()
+        for pattern in task.models:
+            if not any(fnmatchcase(model, pattern) for model in zoo.models):
+                raise ValueError(f"benchmark {name}: no model is called {pattern!r}, which {title} wants")
+    return suite, zoo
+
+
+class Opened(BaseModel):
+    """What a folder of results is of: ``benchmark.json`` in it.
+
+    Args:
+        models: where the population lies, from the folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: BenchSuite
+    zoo: Suite
+    models: str
+
+    def cells(self, folder: Path) -> list[Cell]:
+        """See :func:`bench_cells`."""
+        return bench_cells(self.suite, self.zoo, folder, folder / self.models)
+
+
+def save_bench(opened: Opened, folder: Path) -> None:
+    """So that status and table need the folder alone; by rename."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{FOLDER_FILE}.{os.getpid()}.tmp"
+    temporary.write_text(opened.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / FOLDER_FILE)
+
+
+def open_bench(folder: Path) -> Opened:
+    """Raises ``ValueError`` where nothing was run."""
+    path = folder / FOLDER_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no results: backdrift bench run SUITE -o {folder}")
+    try:
+        return Opened.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None = None) -> list[Cell]:
+    """The models first, then task by task.
+
+    Args:
+        folder: of the results: ``cells/TASK/MODEL-SEED.json``, with ``evidence`` beside.
+        models: where the population lies or is built; ``folder/zoo`` by default.
+    """
+    built = model_cells(zoo, models or folder / "zoo")
+    cells = list(built.values())
+    for title, task in suite.tasks.items():
+        resolved = task.resolved()
+        for name in zoo.models:
+            if not any(fnmatchcase(name, pattern) for pattern in task.models):
+                continue
+            if task.kind == "evaluate" and not _attacked(zoo, name):
+                continue
+            for seed in task.seeds:
+                path = folder / "cells" / title / f"{name}-{seed}.json"
+                place = built[name].path.with_suffix("")
+                work = {"detect": _detect, "evaluate": _evaluate}[task.kind]
+                cells.append(
+                    Cell(
+                        name=f"{title}, {name}, seed {seed}",
+                        path=path,
+                        key=[task.kind, resolved, built[name].address],
+                        given=task.model_dump(mode="json") | {"task": title, "model": name},
+                        work=partial(work, task, place, seed, path),
+                        needs=(built[name],),
+                        seed=seed,
+                        threads=suite.threads,
+                        kind=task.kind,
+                    )
+                )
+    return cells
+
+
+def _attacked(zoo: Suite, name: str) -> bool:
+    recipe = zoo.models[name]
+    return recipe.attack is not None and recipe.options.get("poison_rate") != 0
+
+
+def _plan(options: dict[str, Any], seed: int, sampler: str) -> Plan:
+    try:
+        return Plan(**{"sampler": sampler, **options, "seed": seed})
+    except TypeError as error:
+        raise ValueError(f"evaluate: {error}") from None
+
+
+def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
+    """The verdict, and how near its trigger is to the truth, which no detector sees."""
+    model = load(plan(folder))
+    found = build("detection", task.method, task.options)(model, seed=seed, progress=progress)
+    finding, evidence = found.finding, found.evidence
+    value: dict[str, Any] = {
+        "verdict": str(finding.verdict),
+        "score": finding.score,
+        "threshold": finding.threshold,
+        "reason": finding.reason,
+        "seconds": finding.seconds,
+        "scores": {score.name: score.value for score in finding.scores},
+        "weights_sha256": model.origin.sha256,
+    }
+    if evidence is not None:
+        place = path.parent / "evidence" / path.stem
+        if place.exists():
+            shutil.rmtree(place)
+        save_candidates([evidence.trigger], [evidence.target], [{}], {"cell": path.name}, place)
+    if evidence is not None and (folder / FILE).exists():
+        planted = load_backdoor(folder)
+        value["distances"] = distances(evidence, planted)
+        if finding.verdict is Verdict.BACKDOORED:
+            images = load_dataset(planted.record.data, model.sample_shape).images
+            value["success"] = success(model, evidence, planted, images)
+    return Outcome(resolved=task.resolved(), value=value, evaluations=finding.evaluations)
+
+
+def _evaluate(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
+    model, planted = load(plan(folder)), load_backdoor(folder)
+    how = _plan(task.options, seed, DEFAULT_SAMPLERS[planted.record.sampler_family])
+    data = load_dataset(planted.record.data, model.sample_shape)
+    found = evaluate(model, planted, data.images, how, reference=data.name, progress=progress)
+    return Outcome(
+        resolved=task.resolved() | {"sampler": how.sampler},
+        value=found.model_dump(mode="json"),
+        evaluations=found.evaluations,
+    )

@@ -1,0 +1,117 @@
+"""``backdrift bench``: a population against detectors, one result per cell."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backdrift.cli._options import Quiet
+
+if TYPE_CHECKING:
+    from backdrift.bench.tasks import Opened
+
+app = typer.Typer(help="Run benchmarks, resumable and shareable.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A shipped benchmark, or a TOML file.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of the results.")]
+Zoo = Annotated[
+    Path | None, typer.Option("--zoo", help="Where the models lie or are built; OUTPUT/zoo without.")
+]
+
+
+@app.command()
+def run(
+    suite: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")],
+    zoo: Zoo = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Do failed cells again.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do what is missing; killed and run again it goes on, and several of these share a folder."""
+    from backdrift.bench.runner import run_cells
+    from backdrift.bench.tasks import save_bench
+    from backdrift.cli._progress import progress_for
+
+    opened = _opened(suite, output, zoo)
+    save_bench(opened, output)
+    found = run_cells(opened.cells(output), retry=retry, progress=progress_for(quiet))
+    failed = [name for name, status in found.items() if status == "failed"]
+    if not quiet:
+        typer.echo(f"{len(found)} cells, {len(failed)} failed")
+        for name in failed:
+            typer.echo(f"failed: {name}")
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """Say how far a run is, and why cells failed."""
+    from backdrift.bench.tasks import open_bench
+
+    groups: dict[str, list[str]] = {}
+    for cell in open_bench(folder).cells(folder):
+        result = cell.result()
+        text = "missing" if result is None else result.status
+        groups.setdefault(str(cell.given.get("task", "models")), []).append(text)
+        if result is not None and result.status == "failed":
+            typer.echo(f"failed: {cell.name}: {result.error}")
+    for title, texts in groups.items():
+        counts = ", ".join(f"{texts.count(t)} {t}" for t in ("done", "failed", "missing"))
+        typer.echo(f"{title}: {counts}")
+
+
+@app.command()
+def plan(
+    suite: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("bench"),
+    zoo: Zoo = None,
+) -> None:
+    """List the work and estimate its time on this machine, in one process, before anything runs."""
+    from backdrift.bench.estimate import estimate
+
+    opened = _opened(suite, output, zoo)
+    lines = estimate(opened.suite, opened.zoo, opened.cells(output))
+    width = max(len(line.title) for line in lines)
+    for line in lines:
+        typer.echo(
+            f"{line.title:{width}s}  {line.missing:4d} of {line.cells:4d} cells to do, at most "
+            f"{line.evaluations:13,d} evaluations, {line.seconds / 60:7.1f} min"
+        )
+    total = sum(line.seconds for line in lines)
+    typer.echo(f"{'all':{width}s}  at most {total / 3600:.1f} h")
+
+
+@app.command()
+def table(folder: Folder) -> None:
+    """Print the table of what is there, as Markdown."""
+    from backdrift.bench.tables import detection_table, markdown, runs
+    from backdrift.bench.tasks import open_bench
+
+    opened = open_bench(folder)
+    found = runs(opened.zoo, opened.cells(folder))
+    if not found:
+        raise ValueError(f"no detection in {folder} has a result yet")
+    typer.echo(markdown(detection_table(found)))
+
+
+@app.command(name="list")
+def list_benchmarks() -> None:
+    """List the shipped benchmarks."""
+    from backdrift.bench.tasks import bench_suites, load_bench
+
+    for name in bench_suites():
+        loaded, population = load_bench(name)
+        counts = f"{len(population.models)} models, {len(loaded.tasks)} tasks"
+        typer.echo(f"{name:16s} {counts}: {loaded.description}")
+
+
+def _opened(name: str, output: Path, zoo: Path | None) -> Opened:
+    from backdrift.bench.tasks import Opened, load_bench
+
+    suite, population = load_bench(name)
+    models = "zoo" if zoo is None else os.path.relpath(zoo, output)
+    return Opened(suite=suite, zoo=population, models=models)

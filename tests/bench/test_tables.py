@@ -1,0 +1,75 @@
+"""Rates and areas by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from backdrift.bench.runner import Result
+from backdrift.bench.tables import ALL, CLEAN, WEAK, Run, auroc, detection_table, markdown
+from backdrift.core.results import Environment
+
+ENVIRONMENT = Environment(python="", platform="", device="cpu", threads=1, versions={})
+
+
+def run(model: str, group: str, verdict: str | None, score: float | None, **value: Any) -> Run:
+    content = {} if verdict is None else {"verdict": verdict, "score": score, "seconds": 2.0, **value}
+    result = Result(
+        version="",
+        name=model,
+        address="",
+        status="failed" if verdict is None else "done",
+        given={},
+        value=content,
+        seed=0,
+        started="",
+        seconds=0,
+        evaluations=100,
+        environment=ENVIRONMENT,
+        cores=1,
+        commit=None,
+    )
+    return Run("ours", model, group, "clean" if group == CLEAN else "baddiffusion", result)
+
+
+RUNS = [
+    run("c1", CLEAN, "NO EVIDENCE", 0.0),
+    run("c2", CLEAN, "INCONCLUSIVE", 0.3),
+    run("c3", CLEAN, "BACKDOORED", 0.8),
+    run("p1", "patch", "BACKDOORED", 0.9, distances={"l2_r": 1.0, "cos_r": 0.5}, success={"asr_true": 1.0}),
+    run("p2", "patch", "INCONCLUSIVE", 0.4, distances={"l2_r": 3.0, "cos_r": 0.7}),
+    run("d1", "dense", None, None),
+    run("w1", WEAK, "BACKDOORED", 0.9),
+]
+
+
+def test_a_row_for_every_group() -> None:
+    rows = {row["group"]: row for row in detection_table(RUNS)}
+    assert set(rows) == {CLEAN, ALL, "patch", "dense", WEAK, "attack baddiffusion"}
+    clean, whole = rows[CLEAN], rows[ALL]
+    assert (clean["n"], clean["flagged"].value, clean["wrong"]) == (3, pytest.approx(1 / 3), 2)
+    assert "auroc" not in clean
+    assert (whole["n"], whole["flagged"].value) == (3, pytest.approx(1 / 3))  # the weak one is apart
+    assert (whole["wrong"], whole["inconclusive"], whole["failed"]) == (2, 1, 1)
+    assert rows["patch"]["l2_r"] == 2.0
+    assert rows["patch"]["cos_r"] == pytest.approx(0.6)
+    assert rows["patch"]["asr_true"] == 1.0
+    assert rows["dense"]["l2_r"] is None
+    # patch scores .9 and .4 against clean 0, .3, .8: five of six pairs in order
+    assert rows["patch"]["auroc"].value == pytest.approx(5 / 6)
+    assert rows["dense"]["auroc"].value == 0.0  # without a score it counts as least suspicious
+    text = markdown(detection_table(RUNS))
+    assert text.count("\n") == len(rows) + 1
+    assert all(line.count("|") == text.splitlines()[0].count("|") for line in text.splitlines())
+
+
+def test_the_area_under_the_curve() -> None:
+    assert auroc([0.0, 0.1], [0.5, 0.6]).value == 1.0
+    assert auroc([0.5, 0.5], [0.5, 0.5]).value == 0.5
+    one, two = auroc([0.1, 0.4, 0.2], [0.3, 0.9], seed=1), auroc([0.1, 0.4, 0.2], [0.3, 0.9], seed=1)
+    assert one == two
+    assert one.value == pytest.approx(5 / 6)
+    assert one.low <= one.value <= one.high
+    assert math.isnan(auroc([], [0.5]).value)
