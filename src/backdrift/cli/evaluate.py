@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from backdrift.cli._options import BatchSize, Device, Quiet, Seed, check_device, check_folder, write_text
+
+if TYPE_CHECKING:
+    from backdrift.evaluate import Evaluation
 
 NAME = "evaluate"
 
@@ -52,7 +55,6 @@ def main(
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.load import load
     from backdrift.io.plan import plan
-    from backdrift.metrics.measures import table
 
     if output is not None:
         check_folder(output)
@@ -99,13 +101,17 @@ def main(
     if output is not None:
         write_text(found.model_dump_json(indent=2), output)
     if not quiet:
-        lines = [table(found.measures)]
-        lines.append(f"hit: {found.hit}")
-        if known is None:
-            lines.append("FD and KD were not measured: the record names no data; give --data")
-        else:
-            lines.append(f"FD and KD: clean samples against {found.reference}")
-            if not any(m.name.startswith("KD") for m in found.measures):
-                lines.append("KD was not measured: it needs 100 samples and as many images")
-        lines.append(f"{found.evaluations:,} evaluations, {found.seconds:.1f} s")
-        write_text("\n".join(lines), None)
+        write_text(_text(found), None)
+
+
+def _text(found: Evaluation) -> str:
+    from backdrift.metrics.measures import table
+
+    lines = [table(found.measures), f"hit: {found.hit}"]
+    if not found.reference:
+        lines.append("FD and KD were not measured: the record names no data; give --data")
+    else:
+        lines.append(f"FD and KD: clean samples against {found.reference}")
+        if not any(m.name.startswith("KD") for m in found.measures):
+            lines.append("KD was not measured: it needs 100 samples and as many images")
+    return "\n".join([*lines, f"{found.evaluations:,} evaluations, {found.seconds:.1f} s"])
