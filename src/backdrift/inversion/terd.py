@@ -214,14 +214,15 @@ class Terd:
     ) -> tuple[Candidate, ...]:
         """See :class:`backdrift.inversion._base.Inversion`; a ``start`` replaces those of mu only."""
         begun: dict[str, Tensor] = {"given": start} if start is not None else {}
-        for name in () if start is not None else self.starts:
+        own: tuple[Start, ...] = () if start is not None else self.starts
+        for name in own:
             drawn = torch.rand(model.sample_shape, generator=generator(seed, "terd", "start", name))
             begun[name] = -drawn if name == "black" else 2 * drawn - 1
         found = []
         with model.frozen():
             for hypothesis in self.hypotheses:
-                for name, shift in begun.items():
-                    label = f"{hypothesis} gamma, {name}"
+                for begin, shift in begun.items():
+                    label = f"{hypothesis} gamma, {begin}"
                     found.append(_Descent(self, model, hypothesis, label, shift, seed).run(progress))
         return tuple(sorted(found, key=lambda c: -c.gain))
 
@@ -273,7 +274,8 @@ class _Descent:
                 if not bool(loss.isfinite()):
                     return
                 optimizer.zero_grad()
-                (loss - self.settings.reward * self.shift.abs().sum()).backward()
+                objective = loss - self.settings.reward * self.shift.abs().sum()
+                objective.backward()  # type: ignore[no-untyped-call]
                 if refines:
                     self._clip()
                 optimizer.step()
