@@ -3,12 +3,13 @@
     backdrift zoo build scan-calibration -o zoo-calibration
     python benchmarks/calibrate.py --zoo zoo-calibration
 
-Only clean models set the threshold: the larger of .5 and the largest clean score plus .1. A detector that
-compares features with those of clean models (TERD) has them kept, its scores computed from them, every clean
-model's from the others', and its own threshold. Backdoored
+Only clean models set the threshold: the larger of .5 and the largest clean score plus .1. Backdoored
 models of the population are recorded to be shown beside it. Every score is one JSON under
 results/calibration, so a run that was killed goes on, and --shard 0/2 and 1/2 share the work; a change
 of a method's settings or of the weights starts its scores anew.
+
+A detector that compares features with those of clean models (TERD) has a threshold of its own. Its
+features are kept, and its scores computed from them: those of a clean model against the other ones.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Trial:
         seed: int,
         progress: Progress | None = None,
     ) -> Trial:
-        """Draws everything, nulls at the candidate's scale; ``(2 + len(nulls)) * judge.cost`` evaluations."""
+        """Draws everything, nulls at its scale too; ``(2 + len(nulls)) * judge.cost`` evaluations."""
         family, scale = candidate.family, candidate.scale
         plain = judge.draw(model, None, family, seed)
         drawn = judge.judge(judge.draw(model, candidate.shift, family, seed, scale), plain)

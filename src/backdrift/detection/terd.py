@@ -19,8 +19,8 @@ from backdrift.detection._base import (
     Meter,
     Progress,
     calibrated,
-    calibration_table,
     check_budget,
+    clean_features,
 )
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
@@ -213,7 +213,7 @@ class Terd:
             reason = "no features of clean models for these settings: the score ranks, it does not decide"
             score = _alone(features)
             return Ruling(Verdict.INCONCLUSIVE, score, THRESHOLD, reason, scores=_shown(features, {}))
-        clean = [row["features"] for row in calibration_table()["detectors"]["terd"][self.budget]["clean"]]
+        clean = clean_features("terd", self.budget)
         rule = three_sigma(clean, features)
         name = max(rule.deviations, key=lambda key: rule.deviations[key])
         reason = (
