@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from backdrift.attacks.patterns import make_target, make_trigger
@@ -19,10 +18,13 @@ from backdrift.detection import _base
 from backdrift.detection._base import BUDGETS, settings_hash
 from backdrift.detection._judge import Judge
 from backdrift.detection.terd import THRESHOLD, Terd, _alone, kl_features, three_sigma
+from backdrift.inversion._base import Candidate
+from backdrift.inversion.terd import Terd as Inversion
 from closed_form import SCHEDULE, poisoned_optimum
 from tiny import SHAPE, tiny_model
 
 PUBLISHED_SHAPE = (3, 32, 32)
+MU = 0.8 * torch.randn(SHAPE, generator=generator(3, "sign")).sign()
 
 
 def test_the_features_are_those_of_the_divergence() -> None:
@@ -146,15 +148,28 @@ def test_a_calibration_decides_and_none_does_not(monkeypatch: pytest.MonkeyPatch
         assert detector.rescored(clean, features) == pytest.approx(finding.score)
 
 
+def test_evidence_carries_the_gamma_of_the_kept_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = Candidate(MU, "sde", "x", history=(1.0,))
+    learned = Candidate(MU, "sde", "y", scale=torch.full(SHAPE, 0.6), history=(1.0,))
+    for found in ((unit, learned), (learned, unit)):
+        monkeypatch.setattr(Inversion, "__call__", lambda *_, found=found, **__: found)
+        detection = Terd("quick")(tiny_model(blocks=1), seed=0)
+        has = found[0] is learned
+        assert detection.evidence is not None
+        assert (detection.evidence.scale is not None) is has
+        assert detection.evidence.sampler.startswith("biased ddpm" if has else "ddpm")
+        assert detection.finding.curves[0].reference_label.endswith("biased" if has else "sde")
+        assert detection.finding.restarts[0].kept
+
+
 def test_the_judge_draws_through_the_sampler_of_the_attack() -> None:
-    mu: Tensor = 0.8 * torch.randn(SHAPE, generator=generator(3, "sign")).sign()
     target, images = make_target("hat", SHAPE), load_images("digits", SHAPE)[:60]
-    model = poisoned_optimum(SCHEDULE, ShiftFamily.biased(SCHEDULE, 0.6), images, target, mu[None])
+    model = poisoned_optimum(SCHEDULE, ShiftFamily.biased(SCHEDULE, 0.6), images, target, MU[None])
     judge, gamma = Judge(samples=8, steps=20), torch.full(SHAPE, 0.6)
     plain = judge.draw(model, None, "sde", 0)
-    hits = judge.judge(judge.draw(model, mu, "sde", 0, gamma), plain)
+    hits = judge.judge(judge.draw(model, MU, "sde", 0, gamma), plain)
     assert hits.hit_rate == 1
     assert float((hits.target - target).square().mean()) < 0.02
-    assert judge.judge(judge.draw(model, -mu, "sde", 0, gamma), plain).hit_rate < 0.5
+    assert judge.judge(judge.draw(model, -MU, "sde", 0, gamma), plain).hit_rate < 0.5
     ones = judge.draw(model, torch.zeros(SHAPE), "sde", 0, torch.ones(SHAPE))
     torch.testing.assert_close(ones, plain)

@@ -111,13 +111,15 @@ def conclude(
         evaluations=meter.evaluations,
         seconds=meter.seconds,
     )
+    biased = "" if candidate.scale is None else "biased "
     evidence = Evidence(
         weights=model.origin.weights,
         trigger=trigger,
         target=target,
         clean_samples=to_array(trial.clean.samples[-SHOWN_SAMPLES:]),
         triggered_samples=to_array(trial.drawn.samples[-SHOWN_SAMPLES:]),
-        sampler=f"{FAMILY_SAMPLER[candidate.family]}, {trial.judge.steps} steps",
+        sampler=f"{biased}{FAMILY_SAMPLER[candidate.family]}, {trial.judge.steps} steps",
+        scale=None if candidate.scale is None else to_array(candidate.scale),
     )
     return Detection(finding, evidence)
 
