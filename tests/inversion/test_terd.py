@@ -252,6 +252,14 @@ def test_a_loss_that_is_not_finite_ends_the_descent() -> None:
         model.network.conv_out.weight.fill_(1e30)
     found = Terd(iterations=3, batch=2, chain=3)(model, seed=0)
     assert all(c.shift.isfinite().all() for c in found)
+    assert all(len(c.history) == 1 for c in found)
+
+
+def test_the_published_floor_of_gamma_can_be_had() -> None:
+    found = Terd(iterations=1, refinement=0.0, batch=2, gamma_floor=0.0, gamma_rate=1e-9)
+    scales = [c.scale for c in found(tiny_model(), seed=0) if c.scale is not None]
+    assert len(scales) == 1
+    assert 0 <= float(scales[0].min()) <= float(scales[0].max()) < 1e-6
 
 
 def test_the_defaults_are_the_published_ones_and_their_cost_is_said() -> None:
@@ -282,9 +290,9 @@ def test_the_defaults_are_the_published_ones_and_their_cost_is_said() -> None:
         {"hypotheses": ()},
         {"hypotheses": ("known",)},
         {"starts": ("white",)},
-        {"gamma_floor": 0.0},
+        {"gamma_floor": -0.1},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"at least|are|is positive"):
+    with pytest.raises(ValueError, match=r"at least|are|or more"):
         Terd(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -38,13 +39,14 @@ class Terd:
     with a gamma has it as its ``scale``. Gain is minus the loss, averaged over the last tenth of the
     iterations. The loss does not tell the kind of sampler: ``family`` is what candidates are drawn with.
 
-    The loss is next to 0 at ``mu = 0, gamma = 1`` on any model. The reward prefers a large mu by
+    The loss is next to 0 at ``mu = 0, gamma = 1`` on any trained model. The reward prefers a large mu by
     ``reward ||mu||_1`` and no more, so what is found is what lies downhill of the start.
 
     Deviations:
 
-    * gamma is held from ``gamma_floor`` up after every step, and at the start. The published floor is 0,
-      where its start is as well: an element that stays there has an infinite KL divergence.
+    * gamma is held from ``gamma_floor`` up after every step, and at the start. The published floor is 0
+      (and may be set), where its start is as well: an element that stays there has an infinite KL
+      divergence.
     * The chain of the refinement clips x_0 because the published one keeps diffusers' default; that
       disarms many SDE backdoors. ``clip_x0`` switches it off. Repeated timesteps of the quadratic
       spacing are taken out (there are none from T = 1000 on, with 10 steps).
@@ -105,8 +107,8 @@ class Terd:
             raise ValueError(f"hypotheses are unit and learned, not {self.hypotheses}")
         if not self.starts or not set(self.starts) <= {"black", "zero-mean"}:
             raise ValueError(f"starts are black and zero-mean, not {self.starts}")
-        if self.gamma_floor <= 0:
-            raise ValueError(f"the floor of gamma is positive, not {self.gamma_floor}")
+        if self.gamma_floor < 0:
+            raise ValueError(f"the floor of gamma is 0 or more, not {self.gamma_floor}")
 
     @property
     def refinements(self) -> int:
@@ -139,7 +141,7 @@ class Terd:
                 for begin, shift in begun.items():
                     label = f"{hypothesis} gamma, {begin}"
                     found.append(_Descent(self, model, hypothesis, label, shift, seed).run(progress))
-        return tuple(sorted(found, key=lambda c: -c.gain))
+        return tuple(sorted(found, key=lambda c: -c.gain if math.isfinite(c.gain) else math.inf))
 
 
 class _Descent:
