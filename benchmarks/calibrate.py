@@ -7,6 +7,9 @@ Only clean models set the threshold: the larger of .5 and the largest clean scor
 models of the population are recorded to be shown beside it. Every score is one JSON under
 results/calibration, so a run that was killed goes on, and --shard 0/2 and 1/2 share the work; a change
 of a method's settings or of the weights starts its scores anew.
+
+A detector that compares features with those of clean models (TERD) has a threshold of its own. Its
+features are kept, and its scores computed from them: those of a clean model against the other ones.
 """
 
 from __future__ import annotations
@@ -56,7 +59,10 @@ def score(folder: Path, method: tuple[str, str], results: Path) -> None:
     old = cell(results, method, folder.name)
     if old is not None and row.items() <= old.items():
         return
-    row = {"model": folder.name, **row, "score": detector(model, seed=SEED).finding.score}
+    finding = detector(model, seed=SEED).finding
+    row = {"model": folder.name, **row, "score": finding.score}
+    if hasattr(detector, "features"):
+        row |= {"features": detector.features(finding), "threshold": finding.threshold}
     path = results / "-".join(method) / f"{folder.name}.json"
     write(path, row)
     print(*method, folder.name, row["score"], flush=True)
@@ -78,11 +84,15 @@ def write_table(suite: str, zoo: Path, cells: dict[tuple[str, str], list[Any]]) 
     clean = {name for name, recipe in population.models.items() if recipe.attack is None}
     detectors: dict[str, dict[str, Any]] = {}
     for (detector, budget), rows in cells.items():
-        kept = [{k: row[k] for k in ("model", "sha256", "score")} for row in rows]
-        highest = max(row["score"] for row in kept if row["model"] in clean)
+        kept = [{k: row[k] for k in ("model", "sha256", "score", "features") if k in row} for row in rows]
+        threshold = rows[0].get("threshold")
+        if threshold is None:
+            threshold = max(0.5, max(row["score"] for row in kept if row["model"] in clean) + 0.1)
+        else:
+            rescore(kept, clean, build("detection", detector, {"budget": budget}))
         detectors.setdefault(detector, {})[budget] = {
             "settings_sha256": rows[0]["settings_sha256"],
-            "threshold": max(0.5, highest + 0.1),
+            "threshold": threshold,
             "clean": [row for row in kept if row["model"] in clean],
             "backdoored": [row for row in kept if row["model"] not in clean],
         }
@@ -91,12 +101,19 @@ def write_table(suite: str, zoo: Path, cells: dict[tuple[str, str], list[Any]]) 
             "description": population.description,
             "models": [facts(name, load(plan(zoo / name))) for name in population.models if name in clean],
         },
-        "rule": "the larger of .5 and the largest clean score plus .1",
+        "rule": "the larger of .5 and the largest clean score plus .1; with features, the detector's own",
         "seed": SEED,
         "detectors": detectors,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     write(OUTPUT, {"id": f"{suite}-{digest[:12]}", **content})
+
+
+def rescore(rows: list[dict[str, Any]], clean: set[str], detector: Any) -> None:
+    """Scores from features against those of the clean models other than the one that is scored."""
+    for row in rows:
+        others = [o["features"] for o in rows if o["model"] in clean and o["model"] != row["model"]]
+        row["score"] = detector.rescored(others, row["features"])
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from backdrift.core.registry import KINDS, available, build, plugin
 
 KNOWN = {
     "attacks": {"baddiffusion"},
-    "inversion": {"elijah", "fixed_point", "joint", "purediffusion"},
-    "detection": {"backdrift", "purediffusion"},
+    "inversion": {"elijah", "fixed_point", "joint", "purediffusion", "terd"},
+    "detection": {"backdrift", "purediffusion", "terd"},
 }
 
 

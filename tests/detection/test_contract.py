@@ -49,7 +49,7 @@ def ran() -> Callable[[str], Ran]:
 
 
 def test_there_are_detectors() -> None:
-    assert {"backdrift", "purediffusion"} <= set(NAMES)
+    assert {"backdrift", "purediffusion", "terd"} <= set(NAMES)
 
 
 @each

@@ -19,6 +19,7 @@ from tiny import SHAPE, tiny_model
 NAMES = list(registry.available("inversion"))
 SMALL = {
     "steps": 2,
+    "iterations": 2,
     "rounds": 2,
     "noises": 4,
     "batch": 4,
@@ -50,7 +51,7 @@ def run(name: str, seed: int = 0, model: DiffusionModel | None = None, **options
 
 
 def test_there_are_inversions() -> None:
-    assert {"fixed_point", "joint", "purediffusion", "elijah"} <= set(NAMES)
+    assert {"fixed_point", "joint", "purediffusion", "elijah", "terd"} <= set(NAMES)
 
 
 @each

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
 from backdrift.core.results import (
     Cost,
@@ -19,7 +21,7 @@ from backdrift.core.results import (
     Verdict,
 )
 from backdrift.io.errors import CheckpointError, NoSuchCheckpoint
-from backdrift.io.evidence import load_evidence, save_evidence, save_images
+from backdrift.io.evidence import load_evidence, save_candidates, save_evidence, save_images
 
 
 def make_report(*evidence: Evidence) -> Report:
@@ -96,6 +98,19 @@ def test_round_trip(tmp_path: Path) -> None:
     for name, digest in items[0]["sha256"].items():
         data = (folder / "evidence-1" / name).read_bytes()
         assert hashlib.sha256(data).hexdigest() == digest
+
+
+def test_a_scale_goes_with_its_trigger(tmp_path: Path) -> None:
+    scale = np.full((3, 4, 4), 0.6, np.float32)
+    plain, scaled = make_evidence("a"), replace(make_evidence("b"), scale=scale)
+    items = load_evidence(save_evidence(make_report(plain, scaled), tmp_path / "out"))["evidence"]
+    assert items[0]["scale"] is None
+    np.testing.assert_array_equal(items[1]["scale"], scale)
+    assert "scale.safetensors" in items[1]["sha256"]
+    shifts, nothing = [plain.trigger, scaled.trigger], [None, None]
+    folder = save_candidates(shifts, nothing, [{}, {}], {}, tmp_path / "found", [None, scale])
+    assert not (folder / "candidate-1" / "scale.safetensors").exists()
+    np.testing.assert_array_equal(load_file(folder / "candidate-2" / "scale.safetensors")["scale"], scale)
 
 
 def test_replaces_evidence_and_nothing_else(tmp_path: Path) -> None:

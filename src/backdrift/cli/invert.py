@@ -67,7 +67,8 @@ def main(
         rows = [{"start": c.start, "family": c.family, "norm": c.norm, "gain": c.gain} for c in found]
         shifts = [to_array(c.shift) for c in found]
         targets = [None if c.target is None else to_array(c.target) for c in found]
-        save_candidates(shifts, targets, rows, facts, output)
+        scales = [None if c.scale is None else to_array(c.scale) for c in found]
+        save_candidates(shifts, targets, rows, facts, output, scales)
         lines.append(f"wrote {output}")
     if not quiet:
         write_text("\n".join(lines), None)

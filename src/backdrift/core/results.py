@@ -202,6 +202,7 @@ class Evidence:
         clean_samples: (n, C, H, W), drawn from plain noise.
         triggered_samples: (n, C, H, W), the same seeds with the inverted trigger added.
         sampler: which sampler drew them, for example ``ddpm, 50 steps``.
+        scale: gamma, the standard deviation of the noise under the trigger, (C, H, W); None is 1.
     """
 
     weights: str
@@ -210,6 +211,7 @@ class Evidence:
     clean_samples: Array
     triggered_samples: Array
     sampler: str
+    scale: Array | None = None
 
 
 class Report(BaseModel):

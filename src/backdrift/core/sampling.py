@@ -207,12 +207,14 @@ def differentiable_sample(
     *,
     eta: float = 0.0,
     generator: SampleGenerator | None = None,
+    clip_x0: bool = False,
 ) -> list[Tensor]:
     """States ``[x_{t_0}, x_{t_1}, ..., x_0]`` of a DDIM chain, with gradients through every step.
 
     Args:
         timesteps: descending; the first is the timestep of ``x_T``.
         eta: 0 is DDIM, 1 is DDPM on that stride (then ``generator`` is required).
+        clip_x0: clamp the predicted x_0 to [-1, 1] at every step; no gradient passes where it does.
     """
     states = [x_T]
     for t, previous in zip(timesteps, [*timesteps[1:], -1], strict=True):
@@ -222,5 +224,5 @@ def differentiable_sample(
                 raise ValueError("eta > 0 draws fresh noise: pass a SampleGenerator")
             fresh = generator.normal(x_T.shape[1:], x_T.device)
         noise_pred = denoiser(states[-1], t)
-        states.append(ddim_step(schedule, noise_pred, states[-1], t, previous, eta, fresh))
+        states.append(ddim_step(schedule, noise_pred, states[-1], t, previous, eta, fresh, clip_x0))
     return states

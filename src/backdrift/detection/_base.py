@@ -126,6 +126,12 @@ def calibrated(
     )
 
 
+def clean_features(detector: str, budget: str) -> list[dict[str, float]]:
+    """Features of the clean models behind a calibration, for a detector that compares with them."""
+    entry = calibration_table()["detectors"][detector][budget]
+    return [dict(row["features"]) for row in entry["clean"]]
+
+
 def _out_of_range(models: list[dict[str, Any]], model: DiffusionModel) -> list[str]:
     size = sum(p.numel() for p in model.network.parameters())
     shape = list(model.sample_shape)

@@ -10,7 +10,7 @@ from torch import Tensor
 from backdrift.core.model import Denoiser, DiffusionModel
 from backdrift.core.randomness import SampleGenerator
 from backdrift.core.sampling import sample, strided_timesteps
-from backdrift.core.shift import ShiftFamily, Solver, stride_corrected
+from backdrift.core.shift import ShiftFamily, Solver, biased_denoiser, stride_corrected
 from backdrift.core.trigger import unit
 from backdrift.inversion._base import FAMILY_SAMPLER
 
@@ -56,21 +56,34 @@ class Judge:
         """Evaluations per shift."""
         return 2 * self.samples * self.steps
 
-    def draw(self, model: DiffusionModel, shift: Tensor | None, family: Solver, seed: int) -> Tensor:
+    def draw(
+        self,
+        model: DiffusionModel,
+        shift: Tensor | None,
+        family: Solver,
+        seed: int,
+        scale: Tensor | None = None,
+    ) -> Tensor:
         """Samples (2 n, C, H, W) from noise, plus ``shift`` (C, H, W) if there is one.
 
         The starting noise and the fresh noise depend on the seed alone, not on the shift. Nulls get the
         same correction for the stride as candidates do.
+
+        Args:
+            scale: gamma, (C, H, W). With it the start is ``gamma n + S_T shift`` and the sampler the biased
+                one (:func:`backdrift.core.shift.biased_denoiser`), which needs no correction.
         """
         fresh = SampleGenerator(seed, 2 * self.samples, "judge")
         x_T = fresh.normal(model.sample_shape, model.device)
         denoiser: Denoiser = model
-        if shift is not None:
+        if shift is not None and scale is not None:
+            denoiser = biased_denoiser(model, model.schedule, shift, scale)
+        elif shift is not None:
             x_T = x_T + shift
             theory = ShiftFamily.of(model.schedule, "baddiffusion", family)
             kept = strided_timesteps(model.schedule, self.steps)
             denoiser = stride_corrected(model, model.schedule, theory, shift, kept)
-        return sample(
+        drawn = sample(
             denoiser,
             model.schedule,
             x_T,
@@ -78,6 +91,7 @@ class Judge:
             steps=self.steps,
             generator=fresh,
         )
+        return drawn if shift is None or scale is None else scale * drawn
 
     def judge(self, samples: Tensor, clean: Tensor) -> Drawn:
         """Recovers a target from the first half and counts hits in the second.

@@ -52,14 +52,14 @@ class Trial:
         seed: int,
         progress: Progress | None = None,
     ) -> Trial:
-        """Draws everything; ``(2 + len(nulls)) * judge.cost`` evaluations."""
-        family = candidate.family
+        """Draws everything, nulls at its scale too; ``(2 + len(nulls)) * judge.cost`` evaluations."""
+        family, scale = candidate.family, candidate.scale
         plain = judge.draw(model, None, family, seed)
-        drawn = judge.judge(judge.draw(model, candidate.shift, family, seed), plain)
+        drawn = judge.judge(judge.draw(model, candidate.shift, family, seed, scale), plain)
         own, rates = _own_images(judge, plain, drawn), {}
         for number, name in enumerate(nulls):
             shift = null_shift(name, candidate.shift, seed, own)
-            null = judge.judge(judge.draw(model, shift, family, seed), plain)
+            null = judge.judge(judge.draw(model, shift, family, seed, scale), plain)
             same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
             near = distance(null.samples[judge.samples :], drawn.target) < drawn.threshold
             on_target = float(near.float().mean())
@@ -125,13 +125,13 @@ def screen(
         usual = max(judge.judge(plain, plain).spread, 1e-9)
         mine = []
         for candidate in (c for c in candidates if c.family == family):
-            drawn = judge.judge(judge.draw(model, candidate.shift, family, seed), plain)
+            drawn = judge.judge(judge.draw(model, candidate.shift, family, seed, candidate.scale), plain)
             score = drawn.hit_rate - min(1.0, drawn.spread / usual)
             mine.append((score, replace(candidate, target=drawn.target), drawn))
         followed = 0.0
         if aimed:
             _, best, drawn = max(mine, key=lambda item: item[0])
             shift = null_shift(AIMED[0], best.shift, seed, _own_images(judge, plain, drawn))
-            followed = judge.judge(judge.draw(model, shift, family, seed), plain).hit_rate
+            followed = judge.judge(judge.draw(model, shift, family, seed, best.scale), plain).hit_rate
         looked += [(score - followed, candidate) for score, candidate, _ in mine]
     return sorted(looked, key=lambda item: -item[0])

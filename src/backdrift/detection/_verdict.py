@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator, derive_seed
-from backdrift.core.results import Curve, Evidence, Finding, Null, Restart, Score, Verdict
+from backdrift.core.results import (
+    Calibration,
+    Curve,
+    Evidence,
+    Finding,
+    Null,
+    Restart,
+    Score,
+    Verdict,
+)
 from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import unit
 from backdrift.detection._base import (
@@ -34,6 +44,24 @@ RESPONSE_COST = RESPONSE_TIMESTEPS * RESPONSE_NOISES
 """Network evaluations of the shift-scale curve that every report has."""
 
 
+@dataclass(frozen=True)
+class Ruling:
+    """What is decided, and from what.
+
+    Args:
+        score: in [-1, 1], higher is more suspicious.
+        reason: one line.
+        scores: statistics of the method's own, shown before those of every method.
+    """
+
+    verdict: Verdict
+    score: float
+    threshold: float
+    reason: str
+    calibration: Calibration | None = None
+    scores: tuple[Score, ...] = ()
+
+
 def conclude(
     model: DiffusionModel,
     trial: Trial,
@@ -44,48 +72,54 @@ def conclude(
     seed: int,
     restarts: list[tuple[float, Candidate]],
     meter: Meter,
+    ruling: Ruling | None = None,
 ) -> Detection:
     """The finding and its evidence.
 
     Args:
         restarts: every candidate with its screening score, the best first.
         meter: started when the detector was.
+        ruling: of a method that decides by something else than what its trigger draws.
     """
-    calibration = calibrated(detector, budget, config, model)
-    threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
-    verdict, reason = _decide(trial, threshold)
+    if ruling is None:
+        calibration = calibrated(detector, budget, config, model)
+        threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
+        verdict, reason = _decide(trial, threshold)
+        ruling = Ruling(verdict, trial.score, threshold, reason, calibration)
     candidate = trial.candidate
     shift, consistency = _response(model, trial, seed)
     trigger, target = to_array(candidate.shift), to_array(trial.drawn.target)
     finding = Finding(
         detector=detector,
         weights=model.origin.weights,
-        verdict=verdict,
-        score=trial.score,
-        threshold=threshold,
-        reason=reason,
+        verdict=ruling.verdict,
+        score=ruling.score,
+        threshold=ruling.threshold,
+        reason=ruling.reason,
         config=config,
         seed=seed,
-        scores=_scores(trial, consistency),
+        scores=[*ruling.scores, *_scores(trial, consistency)],
         nulls=[
             Null(name=name, score=max(rate.on_target, rate.elsewhere)) for name, rate in trial.nulls.items()
         ],
         curves=[shift, _course(candidate)],
         restarts=[_restart(score, c, candidate) for score, c in restarts],
         agreement=_agreement([c for _, c in restarts]),
-        calibration=calibration,
+        calibration=ruling.calibration,
         trigger_sha256=array_hash(trigger),
         target_sha256=array_hash(target),
         evaluations=meter.evaluations,
         seconds=meter.seconds,
     )
+    biased = "" if candidate.scale is None else "biased "
     evidence = Evidence(
         weights=model.origin.weights,
         trigger=trigger,
         target=target,
         clean_samples=to_array(trial.clean.samples[-SHOWN_SAMPLES:]),
         triggered_samples=to_array(trial.drawn.samples[-SHOWN_SAMPLES:]),
-        sampler=f"{FAMILY_SAMPLER[candidate.family]}, {trial.judge.steps} steps",
+        sampler=f"{biased}{FAMILY_SAMPLER[candidate.family]}, {trial.judge.steps} steps",
+        scale=None if candidate.scale is None else to_array(candidate.scale),
     )
     return Detection(finding, evidence)
 
@@ -152,7 +186,9 @@ def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, fl
     """Measured shift scale over timesteps beside C_t, and the corrected consistency."""
     candidate, y = trial.candidate, trial.drawn.target
     family = ShiftFamily.of(model.schedule, "baddiffusion", candidate.family)
-    tau = candidate.shift
+    if candidate.scale is not None:
+        family = ShiftFamily.biased(model.schedule, 1.0)
+    tau, gamma = candidate.shift, 1.0 if candidate.scale is None else candidate.scale
     last = len(model.schedule) - 1
     count = RESPONSE_TIMESTEPS
     timesteps = sorted({round(last * k / count) for k in range(1, count + 1)})
@@ -162,14 +198,14 @@ def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, fl
     measured, errors = [], []
     for t in timesteps:
         x_t, _ = family.poisoned_pair(
-            model.schedule, y.expand_as(noise), tau.expand_as(noise), noise, torch.tensor(t)
+            model.schedule, y.expand_as(noise), tau.expand_as(noise), noise, torch.tensor(t), gamma
         )
         predicted = model(x_t, t)
         measured.append(float((predicted.mean(0) * tau).sum() / (tau * tau).sum().clamp_min(1e-12)))
         a, s = float(model.schedule.alpha[t]), float(model.schedule.sigma[t])
         rho, c = float(family.rho[t]), float(family.c[t])
         if a >= 0.1:
-            x_0 = (x_t - rho * tau - s * (predicted - c * tau)) / a
+            x_0 = (x_t - rho * tau - s * gamma * (predicted - c * tau)) / a
             errors.append(((unit(x_0) - unit(y)) ** 2).mean())
     curve = Curve(
         name="shift scale",

@@ -31,6 +31,7 @@ class Candidate:
             method and is said in its docstring. NaN where a method has none.
         target: the image that the method expects, (C, H, W), or None.
         history: loss or gain after each round.
+        scale: gamma, the standard deviation of the noise that it fires on, (C, H, W); None is 1.
     """
 
     shift: Tensor
@@ -39,6 +40,7 @@ class Candidate:
     gain: float = float("nan")
     target: Tensor | None = None
     history: tuple[float, ...] = field(default=())
+    scale: Tensor | None = None
 
     @property
     def norm(self) -> float:

@@ -78,12 +78,14 @@ def save_candidates(
     rows: list[dict[str, Any]],
     facts: dict[str, Any],
     folder: str | Path,
+    scales: list[Array | None] | None = None,
 ) -> Path:
     """Saves what one inversion found: ``inversion.json`` and a folder per candidate, best first.
 
     Args:
         shifts: (C, H, W) each; ``targets`` likewise, None where there is none.
         rows: facts of every candidate; ``facts``: of the run.
+        scales: standard deviation of the noise that a candidate fires on, (C, H, W); None is 1.
 
     Returns:
         The folder.
@@ -92,7 +94,8 @@ def save_candidates(
         FileExistsError: the folder exists and is not empty.
     """
     with replaced_folder(folder, overwrite=False, marker="inversion.json") as fresh:
-        for number, (shift, target) in enumerate(zip(shifts, targets, strict=True), start=1):
+        rest = scales or [None] * len(shifts)
+        for number, (shift, target, scale) in enumerate(zip(shifts, targets, rest, strict=True), start=1):
             place = fresh / f"candidate-{number}"
             place.mkdir()
             _save_array(shift, place / "trigger.safetensors")
@@ -100,6 +103,8 @@ def save_candidates(
             if target is not None:
                 _save_array(target, place / "target.safetensors")
                 save_images(target[None], place / "target.png")
+            if scale is not None:
+                _save_array(scale, place / "scale.safetensors")
         text = json.dumps({**facts, "candidates": rows}, indent=2) + "\n"
         (fresh / "inversion.json").write_text(text, encoding="utf-8")
     return Path(folder)
@@ -113,6 +118,8 @@ def _save_one(report: Report, evidence: Evidence, root: Path, name: str) -> dict
     if evidence.target is not None:
         _save_array(evidence.target, folder / "target.safetensors")
         save_images(evidence.target[None], folder / "target.png")
+    if evidence.scale is not None:
+        _save_array(evidence.scale, folder / "scale.safetensors")
     for label, samples in (
         ("clean_samples", evidence.clean_samples),
         ("triggered_samples", evidence.triggered_samples),
@@ -145,8 +152,8 @@ def load_evidence(folder: str | Path) -> dict[str, Any]:
     """Reads what :func:`save_evidence` wrote.
 
     Returns:
-        ``evidence.json``; every item of its ``evidence`` has two more entries, ``trigger`` and
-        ``target``: float32 arrays (C, H, W), the target None when there is none.
+        ``evidence.json``; every item of its ``evidence`` has three more entries, ``trigger``, ``target``
+        and ``scale``: float32 arrays (C, H, W), the last two None when there is none.
 
     Raises:
         NoSuchCheckpoint: no ``evidence.json`` there.
@@ -160,9 +167,10 @@ def load_evidence(folder: str | Path) -> dict[str, Any]:
         for number, item in enumerate(document["evidence"], start=1):
             place = root / f"evidence-{number}"
             item["trigger"] = _load_array(place / "trigger.safetensors", item["sha256"])
-            has_target = "target.safetensors" in item["sha256"]
-            target = place / "target.safetensors"
-            item["target"] = _load_array(target, item["sha256"]) if has_target else None
+            for name in ("target", "scale"):
+                file = place / f"{name}.safetensors"
+                there = file.name in item["sha256"]
+                item[name] = _load_array(file, item["sha256"]) if there else None
     except (KeyError, TypeError, SafetensorError):
         raise CheckpointError(f"{_INDEX} is not what a scan writes; scan again") from None
     return document
