@@ -13,7 +13,8 @@ from backdrift.core.registry import KINDS, available, build, plugin
 KNOWN = {
     "attacks": {"baddiffusion"},
     "inversion": {"elijah", "fixed_point", "joint", "purediffusion"},
-    "detection": {"backdrift", "purediffusion"},
+    "detection": {"backdrift", "elijah", "purediffusion"},
+    "detection.inputs": {"ufid"},
 }
 
 
