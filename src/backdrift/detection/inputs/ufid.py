@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from backdrift.io.errors import CheckpointError
 from backdrift.metrics.features import Extractor, RandomConv
 from backdrift.metrics.fid import Inception
 from backdrift.metrics.pairwise import mean_cosine
+
+Perturbation = Literal["variance-preserving", "additive"]
+PERTURBATIONS: tuple[str, ...] = get_args(Perturbation)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Ufid:
     :func:`backdrift.detection.inputs._base.clean_threshold`.
 
     What it costs: ``(perturbations + 1) * steps`` network evaluations for a start with the default
-    sampler. What it cannot see: a model that draws few images anyway; a backdoor of the other family
-    than the sampler, which does not fire.
+    sampler. What it cannot see: a backdoor of the other family than the sampler, which does not fire
+    there, or a trigger in a model that draws few images anyway. An ODE sampler draws nothing fresh, so
+    copies of a clean start stay more alike than under DDPM and the gap is smaller.
 
     Args:
         perturbations: K copies beside the start itself, at least 1.
@@ -52,13 +56,17 @@ class Ufid:
     """
 
     perturbations: int = 4
-    strength: float = 0.6
-    perturbation: Literal["variance-preserving", "additive"] = "variance-preserving"
+    strength: float = 0.5
+    perturbation: Perturbation = "variance-preserving"
     sampler: SamplerName = "ddpm"
     steps: int = 50
     inception_weights: str = ""
 
     def __post_init__(self) -> None:
+        if self.perturbation not in PERTURBATIONS:
+            raise ValueError(
+                f"unknown perturbation {self.perturbation!r}; known: {', '.join(PERTURBATIONS)}"
+            )
         preserving = self.perturbation == "variance-preserving"
         if self.perturbations < 1 or self.steps < 1:
             raise ValueError("ufid needs at least one perturbation and one step")
