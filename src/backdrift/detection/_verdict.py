@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator, derive_seed
-from backdrift.core.results import Curve, Evidence, Finding, Null, Restart, Score, Verdict
+from backdrift.core.results import Calibration, Curve, Evidence, Finding, Null, Restart, Score, Verdict
 from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import unit
 from backdrift.detection._base import (
@@ -34,6 +35,22 @@ RESPONSE_COST = RESPONSE_TIMESTEPS * RESPONSE_NOISES
 """Network evaluations of the shift-scale curve that every report has."""
 
 
+@dataclass(frozen=True)
+class Ruling:
+    """What a detector decided, and on which number.
+
+    Args:
+        scores: statistics of its own, shown before those of the trial.
+    """
+
+    score: float
+    threshold: float
+    verdict: Verdict
+    reason: str
+    calibration: Calibration | None
+    scores: list[Score] = field(default_factory=list)
+
+
 def conclude(
     model: DiffusionModel,
     trial: Trial,
@@ -44,36 +61,36 @@ def conclude(
     seed: int,
     restarts: list[tuple[float, Candidate]],
     meter: Meter,
+    ruling: Ruling | None = None,
 ) -> Detection:
     """The finding and its evidence.
 
     Args:
         restarts: every candidate with its screening score, the best first.
         meter: started when the detector was.
+        ruling: of a detector that does not decide on the trial's score.
     """
-    calibration = calibrated(detector, budget, config, model)
-    threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
-    verdict, reason = _decide(trial, threshold)
+    ruling = ruling or _rule(trial, calibrated(detector, budget, config, model))
     candidate = trial.candidate
     shift, consistency = _response(model, trial, seed)
     trigger, target = to_array(candidate.shift), to_array(trial.drawn.target)
     finding = Finding(
         detector=detector,
         weights=model.origin.weights,
-        verdict=verdict,
-        score=trial.score,
-        threshold=threshold,
-        reason=reason,
+        verdict=ruling.verdict,
+        score=ruling.score,
+        threshold=ruling.threshold,
+        reason=ruling.reason,
         config=config,
         seed=seed,
-        scores=_scores(trial, consistency),
+        scores=[*ruling.scores, *_scores(trial, consistency)],
         nulls=[
             Null(name=name, score=max(rate.on_target, rate.elsewhere)) for name, rate in trial.nulls.items()
         ],
         curves=[shift, _course(candidate)],
         restarts=[_restart(score, c, candidate) for score, c in restarts],
         agreement=_agreement([c for _, c in restarts]),
-        calibration=calibration,
+        calibration=ruling.calibration,
         trigger_sha256=array_hash(trigger),
         target_sha256=array_hash(target),
         evaluations=meter.evaluations,
@@ -88,6 +105,12 @@ def conclude(
         sampler=f"{FAMILY_SAMPLER[candidate.family]}, {trial.judge.steps} steps",
     )
     return Detection(finding, evidence)
+
+
+def _rule(trial: Trial, calibration: Calibration | None) -> Ruling:
+    threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
+    verdict, reason = _decide(trial, threshold)
+    return Ruling(trial.score, threshold, verdict, reason, calibration)
 
 
 def _decide(trial: Trial, threshold: float) -> tuple[Verdict, str]:
