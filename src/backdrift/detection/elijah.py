@@ -158,6 +158,7 @@ class Elijah:
                 _Look.at(model, *parts, distance, derive_seed(seed, "elijah", family), progress)
                 for family, parts in self._hypotheses().items()
             ]
+        features = {name: value for look in looks for name, value in look.features.items()}
         looks.sort(key=lambda look: -look.collapse)
         return conclude(
             model,
@@ -168,15 +169,19 @@ class Elijah:
             seed=seed,
             restarts=[(look.collapse, look.trial.candidate) for look in looks],
             meter=meter,
-            ruling=self._rule(model, looks, config, distance.name),
+            ruling=self._rule(model, looks[0], features, config, distance.name),
         )
 
     def _rule(
-        self, model: DiffusionModel, looks: list[_Look], config: dict[str, Any], distance: str
+        self,
+        model: DiffusionModel,
+        best: _Look,
+        features: dict[str, float],
+        config: dict[str, Any],
+        distance: str,
     ) -> Ruling:
-        features = {name: value for look in looks for name, value in look.features.items()}
-        table, collapse = self._table(), looks[0].collapse
-        if not looks[0].trial.draws_images or not all(map(math.isfinite, features.values())):
+        table, collapse = self._table(), best.collapse
+        if not best.trial.draws_images or not all(map(math.isfinite, features.values())):
             reason = "the model does not draw images, with the inverted trigger or without"
             scores = _scores(features, {}, distance)
             return Ruling(
