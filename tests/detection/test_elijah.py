@@ -14,6 +14,7 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.results import Verdict
 from backdrift.core.shift import ShiftFamily, Solver
 from backdrift.data import load_images
+from backdrift.detection import _base, _references
 from backdrift.detection._base import BUDGETS, settings_hash
 from backdrift.detection._judge import Judge
 from backdrift.detection._references import Reference, References
@@ -112,7 +113,7 @@ def table(settings: Elijah, with_backdoored: bool) -> References:
         for name, values, bad in rows
     ]
     return References(
-        description="made up", settings_sha256=settings_hash(settings.feature_settings()), models=models
+        description="made up", settings_sha256=settings_hash(settings.settings()), models=models
     )
 
 
@@ -130,7 +131,8 @@ def test_references_decide(images: Tensor, tmp_path: Path, with_backdoored: bool
     plain = Elijah(budget="quick")
     made = table(plain, with_backdoored)
     file.write_text(made.model_dump_json())
-    detector = replace(plain, references=str(file))
+    decision = "forest" if with_backdoored else "thresholds"
+    detector = replace(plain, references=str(file), decision=decision)
     flat = detector(DiffusionModel(OneImage(), SCHEDULE, SHAPE), seed=0).finding
     assert flat.verdict is Verdict.BACKDOORED
     assert flat.score >= flat.threshold
@@ -146,20 +148,60 @@ def test_references_decide(images: Tensor, tmp_path: Path, with_backdoored: bool
     assert plain.features(usual) == plain.features(plain(closed_form(images), seed=1).finding)
 
 
+def test_a_calibration_with_features_serves_as_references(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Elijah(budget="quick")
+    made = table(detector, with_backdoored=True)
+    rows = [{"model": m.model, "sha256": "", "score": 0.1, "features": m.features} for m in made.models]
+    facts = [m.model_dump(mode="json") for m in made.clean]
+    entry = {
+        "settings_sha256": settings_hash(detector.settings()),
+        "threshold": 0.9,
+        "clean": [row for row in rows if row["model"].startswith("clean")],
+        "backdoored": [row for row in rows if row["model"].startswith("bad")],
+    }
+    shipped = {"id": "x", "population": {"description": "made up", "models": facts}}
+    shipped |= {"detectors": {"elijah": {"quick": entry}}}
+    for module in (_base, _references):
+        monkeypatch.setattr(module, "calibration_table", lambda: shipped)
+    flat = DiffusionModel(OneImage(), SCHEDULE, SHAPE)
+    for decision in ("thresholds", "forest"):
+        found = replace(detector, decision=decision)(flat, seed=0).finding
+        assert found.verdict is Verdict.BACKDOORED
+        assert found.calibration is not None
+        assert found.calibration.id.startswith("references-")
+        assert (found.calibration.n_clean, found.calibration.n_backdoored) == (20, 20)
+    clean = [m.features for m in made.clean]
+    assert detector.rescored(clean, detector.features(found)) == 1
+    for row in rows:
+        del row["features"]
+    found = detector(flat, seed=0).finding
+    assert found.calibration is not None
+    assert (found.calibration.id, found.threshold) == ("x", 0.9)
+
+
 def test_references_of_other_settings_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "references.json"
     file.write_text(table(Elijah(budget="quick"), with_backdoored=False).model_dump_json())
     assert Elijah(budget="quick", references=str(file)).settings()["references"]
+    for rate in (0.05, 0.2):
+        assert Elijah(budget="quick", references=str(file), false_positive_rate=rate)._table() is not None
     for other in ({"budget": "standard"}, {"budget": "quick", "family": "ode"}):
         with pytest.raises(ValueError, match="other settings"):
             Elijah(references=str(file), **other)
+    for given in ("", str(file)):
+        with pytest.raises(ValueError, match="a forest needs references"):
+            Elijah(budget="quick", references=given, decision="forest")
     with pytest.raises(ValueError, match="cannot read"):
         Elijah(references=str(tmp_path / "none.json"))
 
 
-@pytest.mark.parametrize("options", [{"family": "vp"}, {"false_positive_rate": 1.0}, {"budget": "huge"}])
+@pytest.mark.parametrize(
+    "options", [{"family": "vp"}, {"decision": "vote"}, {"false_positive_rate": 1.0}, {"budget": "huge"}]
+)
 def test_settings_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"family|false-positive|budget"):
+    with pytest.raises(ValueError, match=r"family|decision|false-positive|budget"):
         Elijah(**options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.core.results import Calibration
-from backdrift.detection._base import out_of_range
+from backdrift.detection._base import calibration_table, out_of_range, settings_hash
 from backdrift.metrics.rates import threshold_at, wilson
 
 TREES = 100
@@ -26,6 +27,7 @@ class Reference(BaseModel):
 
     Args:
         features: by name; low is suspicious in each.
+        sample_shape: this and what follows is needed of clean models: it says what they stand for.
         last_alpha: A_T of its noise schedule.
     """
 
@@ -34,9 +36,9 @@ class Reference(BaseModel):
     model: str
     backdoored: bool
     features: dict[str, FiniteFloat]
-    sample_shape: tuple[int, int, int]
-    parameters: int
-    last_alpha: float
+    sample_shape: tuple[int, int, int] | None = None
+    parameters: int | None = None
+    last_alpha: float | None = None
 
     @classmethod
     def of(
@@ -61,7 +63,8 @@ class References(BaseModel):
         settings_sha256: :func:`backdrift.detection._base.settings_hash` of what measured them.
 
     Raises:
-        ValueError: fewer than two clean models, one backdoored model alone, or rows of different features.
+        ValueError: fewer than two clean models, one backdoored model alone, rows of different features,
+            or a clean model of which it is not said what it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,6 +79,8 @@ class References(BaseModel):
             raise ValueError("references need two clean models, and two backdoored ones or none")
         if not self.models[0].features or any(m.features.keys() != self.names for m in self.models):
             raise ValueError("every reference needs the same features")
+        if any(None in (row.sample_shape, row.parameters, row.last_alpha) for row in self.clean):
+            raise ValueError("every clean reference needs its sample shape, parameters and last alpha")
         return self
 
     @classmethod
@@ -93,6 +98,33 @@ class References(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"{path} holds no table of references: {where} {first['msg']}") from None
+
+    @classmethod
+    def shipped(cls, detector: str, budget: str, settings: dict[str, Any]) -> References | None:
+        """The calibration population, when it was measured with these settings and has features."""
+        table = calibration_table()
+        entry = table["detectors"].get(detector, {}).get(budget)
+        if entry is None or entry["settings_sha256"] != settings_hash(settings):
+            return None
+        rows = [*entry["clean"], *entry["backdoored"]]
+        if not all("features" in row for row in rows):
+            return None
+        facts = {row["model"]: row for row in table["population"]["models"]}
+        known = ("sample_shape", "parameters", "last_alpha")
+        models = [
+            Reference(
+                model=row["model"],
+                backdoored=number >= len(entry["clean"]),
+                features=row["features"],
+                **{name: facts.get(row["model"], {}).get(name) for name in known},
+            )
+            for number, row in enumerate(rows)
+        ]
+        return cls(
+            description=table["population"]["description"],
+            settings_sha256=entry["settings_sha256"],
+            models=models,
+        )
 
     @property
     def names(self) -> set[str]:
@@ -182,27 +214,26 @@ def by_thresholds(
         ValueError: other features than the table's.
     """
     references.check(features)
-    clean = references.clean
-
-    def score(row: dict[str, float], others: list[Reference]) -> float:
-        below = [sum(other.features[name] <= value for other in others) for name, value in row.items()]
-        return (len(others) - min(below)) / len(others)
+    clean = [row.features for row in references.clean]
 
     def limit(count: int) -> float:
         return (count - int(false_positive_rate * count + 1e-9)) / count
 
-    alone = [score(row.features, [other for other in clean if other is not row]) for row in clean]
+    alone = [share_below([other for other in clean if other is not row], row) for row in clean]
     return Decision(
-        score=score(features, clean),
+        score=share_below(clean, features),
         threshold=limit(len(clean)),
         clean=alone,
-        backdoored=[score(row.features, clean) for row in references.backdoored],
+        backdoored=[share_below(clean, row.features) for row in references.backdoored],
         false_positives=sum(each >= limit(len(clean) - 1) for each in alone),
-        cuts={
-            name: -threshold_at([-row.features[name] for row in clean], false_positive_rate)
-            for name in features
-        },
+        cuts={name: -threshold_at([-row[name] for row in clean], false_positive_rate) for name in features},
     )
+
+
+def share_below(clean: Sequence[Mapping[str, float]], features: Mapping[str, float]) -> float:
+    """The largest share of clean models that one of the features lies below, in [0, 1]."""
+    reached = [sum(row[name] <= value for row in clean) for name, value in features.items()]
+    return (len(clean) - min(reached)) / len(clean)
 
 
 def by_forest(references: References, features: dict[str, float]) -> Decision:

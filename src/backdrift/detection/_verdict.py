@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,16 @@ from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator, derive_seed
-from backdrift.core.results import Calibration, Curve, Evidence, Finding, Null, Restart, Score, Verdict
+from backdrift.core.results import (
+    Calibration,
+    Curve,
+    Evidence,
+    Finding,
+    Null,
+    Restart,
+    Score,
+    Verdict,
+)
 from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import unit
 from backdrift.detection._base import (
@@ -37,18 +46,20 @@ RESPONSE_COST = RESPONSE_TIMESTEPS * RESPONSE_NOISES
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a detector decided, and on which number.
+    """What is decided, and from what.
 
     Args:
-        scores: statistics of its own, shown before those of the trial.
+        score: in [-1, 1], higher is more suspicious.
+        reason: one line.
+        scores: statistics of the method's own, shown before those of every method.
     """
 
+    verdict: Verdict
     score: float
     threshold: float
-    verdict: Verdict
     reason: str
-    calibration: Calibration | None
-    scores: list[Score] = field(default_factory=list)
+    calibration: Calibration | None = None
+    scores: tuple[Score, ...] = ()
 
 
 def conclude(
@@ -68,9 +79,13 @@ def conclude(
     Args:
         restarts: every candidate with its screening score, the best first.
         meter: started when the detector was.
-        ruling: of a detector that does not decide on the trial's score.
+        ruling: of a method that decides by something else than what its trigger draws.
     """
-    ruling = ruling or _rule(trial, calibrated(detector, budget, config, model))
+    if ruling is None:
+        calibration = calibrated(detector, budget, config, model)
+        threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
+        verdict, reason = _decide(trial, threshold)
+        ruling = Ruling(verdict, trial.score, threshold, reason, calibration)
     candidate = trial.candidate
     shift, consistency = _response(model, trial, seed)
     trigger, target = to_array(candidate.shift), to_array(trial.drawn.target)
@@ -105,12 +120,6 @@ def conclude(
         sampler=f"{FAMILY_SAMPLER[candidate.family]}, {trial.judge.steps} steps",
     )
     return Detection(finding, evidence)
-
-
-def _rule(trial: Trial, calibration: Calibration | None) -> Ruling:
-    threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
-    verdict, reason = _decide(trial, threshold)
-    return Ruling(trial.score, threshold, verdict, reason, calibration)
 
 
 def _decide(trial: Trial, threshold: float) -> tuple[Verdict, str]:

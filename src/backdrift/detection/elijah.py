@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from backdrift.detection._base import (
     verdict_of,
 )
 from backdrift.detection._judge import Judge
-from backdrift.detection._references import References, by_forest, by_thresholds
+from backdrift.detection._references import References, by_forest, by_thresholds, share_below
 from backdrift.detection._trial import Trial
 from backdrift.detection._uniform import total_variation, uniformity
 from backdrift.detection._verdict import RESPONSE_COST, UNCALIBRATED_THRESHOLD, Ruling, conclude
@@ -57,9 +58,10 @@ class Elijah:
 
     An et al.: Elijah: Eliminating Backdoors Injected in Diffusion Models via Distribution Shift, AAAI
     2024, arXiv 2312.00050. The features, of :mod:`backdrift.detection._uniform`, are taken from samples
-    with the inverted trigger; low is suspicious in both. With references (a JSON file, see
-    :class:`backdrift.detection._references.References`) it decides as the paper does: by a random forest
-    when clean and backdoored models are among them, by a threshold for each feature when all are clean.
+    with the inverted trigger; low is suspicious in both. Given reference models (a JSON file, see
+    :class:`backdrift.detection._references.References`, or the calibration that is shipped for these
+    settings) it decides as the paper does: by a threshold for each feature, set on the clean ones at a
+    fixed false-positive rate, or by a random forest fitted on clean and backdoored ones.
 
     Deviations. The published code is told the sampler family of the attack, and sets the scale of the
     inversion by it; here each family is a hypothesis with features of its own. It is also told how
@@ -80,6 +82,7 @@ class Elijah:
         budget: sets inversion and chains.
         family: hypotheses to try.
         references: path of a table of references that were measured with the same settings.
+        decision: how references decide; a forest needs backdoored ones among them.
         false_positive_rate: of a threshold, for each feature.
         lpips_weights: see :class:`backdrift.metrics.lpips.Lpips`; images of at least 32x32 pixels.
 
@@ -90,6 +93,7 @@ class Elijah:
     budget: str = "standard"
     family: Literal["both", "sde", "ode"] = "both"
     references: str = ""
+    decision: Literal["thresholds", "forest"] = "thresholds"
     false_positive_rate: float = 0.05
     lpips_weights: str = ""
 
@@ -97,38 +101,47 @@ class Elijah:
         check_budget(self.budget)
         if not self._hypotheses():
             raise ValueError(f"unknown family {self.family!r}; known: both, sde, ode")
+        if self.decision not in ("thresholds", "forest"):
+            raise ValueError(f"unknown decision {self.decision!r}; known: thresholds, forest")
         if not 0 <= self.false_positive_rate < 1:
             raise ValueError(f"a false-positive rate lies in [0, 1), not at {self.false_positive_rate}")
-        self._table()
+        if self.references or self.decision == "forest":
+            table = self._table()
+            if self.decision == "forest" and (table is None or not table.backdoored):
+                raise ValueError("a forest needs references, and backdoored models among them")
 
     def _hypotheses(self) -> dict[Solver, tuple[Inversion, Judge]]:
         parts = HYPOTHESES[self.budget]
         return {family: part for family, part in parts.items() if self.family in ("both", family)}
 
     def _table(self) -> References | None:
+        measured = replace(self, references="", decision="thresholds", false_positive_rate=0.05).settings()
         if not self.references:
-            return None
-        table, wanted = References.read(self.references), settings_hash(self.feature_settings())
-        if table.settings_sha256 != wanted:
-            raise ValueError(f"{self.references} was measured with other settings: see feature_settings()")
+            return References.shipped("elijah", self.budget, measured)
+        table = References.read(self.references)
+        if table.settings_sha256 != settings_hash(measured):
+            raise ValueError(f"{self.references} was measured with other settings than these")
         return table
 
-    def feature_settings(self) -> dict[str, Any]:
-        """What the features depend on; a table of references carries its hash."""
+    def settings(self) -> dict[str, Any]:
+        """See :class:`backdrift.detection._base.Detector`; no path of a file is in it.
+
+        A table of references carries the hash of the settings that it was measured with: those of the
+        same budget, family and weights, without references and with the default decision.
+        """
         parts = {
             family: {"inversion": asdict(inversion), "judge": asdict(judge)}
             for family, (inversion, judge) in self._hypotheses().items()
         }
-        distance = Lpips.name if self.lpips_weights else RandomConv.name
-        return {"version": 1, "budget": self.budget, "distance": distance, "hypotheses": parts}
-
-    def settings(self) -> dict[str, Any]:
-        """See :class:`backdrift.detection._base.Detector`; no path of a file is in it."""
-        table = self._table()
-        if table is None:
-            return self.feature_settings()
-        given = {"references": table.sha256, "false_positive_rate": self.false_positive_rate}
-        return {**self.feature_settings(), **given}
+        return {
+            "version": 1,
+            "budget": self.budget,
+            "distance": Lpips.name if self.lpips_weights else RandomConv.name,
+            "hypotheses": parts,
+            "decision": self.decision,
+            "false_positive_rate": self.false_positive_rate,
+            "references": References.read(self.references).sha256 if self.references else None,
+        }
 
     def most_evaluations(self) -> int:
         """What the budget costs at most: inversion, plain and triggered samples and a null a family."""
@@ -148,6 +161,10 @@ class Elijah:
         if len(kept) < len(names):
             raise ValueError(f"this finding of {finding.detector} has no features")
         return kept
+
+    def rescored(self, clean: Sequence[Mapping[str, float]], features: Mapping[str, float]) -> float:
+        """The score of features against those of clean models: see :func:`by_thresholds`."""
+        return share_below(clean, features)
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
@@ -184,22 +201,15 @@ class Elijah:
         if not best.trial.draws_images or not all(map(math.isfinite, features.values())):
             reason = "the model does not draw images, with the inverted trigger or without"
             scores = _scores(features, {}, distance)
-            return Ruling(
-                collapse,
-                UNCALIBRATED_THRESHOLD,
-                Verdict.INCONCLUSIVE,
-                reason,
-                calibration=None,
-                scores=scores,
-            )
+            return Ruling(Verdict.INCONCLUSIVE, collapse, UNCALIBRATED_THRESHOLD, reason, None, scores)
         if table is not None:
             return self._by_references(model, features, table, distance)
         calibration = calibrated("elijah", self.budget, config, model)
         threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
         return Ruling(
+            verdict_of(collapse, threshold),
             collapse,
             threshold,
-            verdict_of(collapse, threshold),
             f"samples with the inverted trigger are {1 - collapse:.0%} as varied as those without it",
             calibration,
             _scores(features, {}, distance),
@@ -208,16 +218,16 @@ class Elijah:
     def _by_references(
         self, model: DiffusionModel, features: dict[str, float], table: References, distance: str
     ) -> Ruling:
-        if table.backdoored:
+        if self.decision == "forest":
             decision = by_forest(table, features)
             said = f"{decision.score:.0%} of a forest fitted on {len(table.models)} models say backdoored"
         else:
             decision = by_thresholds(table, features, self.false_positive_rate)
             said = f"a feature is lower than in {decision.score:.0%} of {len(table.clean)} clean models"
         return Ruling(
+            Verdict.BACKDOORED if decision.flagged else Verdict.NO_EVIDENCE,
             decision.score,
             decision.threshold,
-            Verdict.BACKDOORED if decision.flagged else Verdict.NO_EVIDENCE,
             said,
             decision.calibration(table, model),
             _scores(features, decision.cuts, distance),
@@ -260,12 +270,12 @@ class _Look:
         return cls(trial, features, min(1.0, max(-1.0, collapse)) if math.isfinite(collapse) else 0.0)
 
 
-def _scores(features: dict[str, float], cuts: dict[str, float], distance: str) -> list[Score]:
+def _scores(features: dict[str, float], cuts: dict[str, float], distance: str) -> tuple[Score, ...]:
     meanings = {
         "uniformity": f"trimmed mean distance ({distance}) between samples with the inverted trigger",
         "total variation": "mean sum of differences between neighbouring pixels in [0, 1] of those samples",
     }
-    return [
+    return tuple(
         Score(
             name=name,
             value=value if math.isfinite(value) else None,
@@ -274,4 +284,4 @@ def _scores(features: dict[str, float], cuts: dict[str, float], distance: str) -
             suspicious_when="low",
         )
         for name, value in features.items()
-    ]
+    )
