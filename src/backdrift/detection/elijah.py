@@ -49,7 +49,8 @@ HYPOTHESES: dict[str, dict[Solver, tuple[Inversion, Judge]]] = {
     },
 }
 """Budget and family to the inversion and to what draws 16 samples. 100 noises, 100 steps, 1000 steps of
-DDPM, and 10 steps and 50 of DDIM for an ODE backdoor, are the published code's."""
+DDPM, and 10 steps and 50 of DDIM for an ODE backdoor, are the published code's; ``deep`` takes more of
+the latter, the others fewer of what they name."""
 
 
 @dataclass(frozen=True)
