@@ -134,7 +134,7 @@ def test_the_public_api_is_what_it_names() -> None:
 def test_the_registry_is_the_folder() -> None:
     root = Path(backdrift.__file__).parent
     for kind in registry.KINDS:
-        files = {p.stem for p in (root / kind).glob("*.py") if not p.stem.startswith("_")}
+        files = {p.stem for p in root.joinpath(*kind.split(".")).glob("*.py") if not p.stem.startswith("_")}
         found = registry.available(kind)
         assert set(found) <= files
         assert all(summary.endswith(".") for summary in found.values())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 
 from backdrift.bench.runner import Result
-from backdrift.bench.tables import ALL, CLEAN, WEAK, Run, auroc, detection_table, markdown
+from backdrift.bench.tables import ALL, CLEAN, WEAK, Run, detection_table, markdown
 from backdrift.core.results import Environment
 
 ENVIRONMENT = Environment(python="", platform="", device="cpu", threads=1, versions={})
@@ -63,13 +62,3 @@ def test_a_row_for_every_group() -> None:
     text = markdown(detection_table(RUNS))
     assert text.count("\n") == len(rows) + 1
     assert all(line.count("|") == text.splitlines()[0].count("|") for line in text.splitlines())
-
-
-def test_the_area_under_the_curve() -> None:
-    assert auroc([0.0, 0.1], [0.5, 0.6]).value == 1.0
-    assert auroc([0.5, 0.5], [0.5, 0.5]).value == 0.5
-    one, two = auroc([0.1, 0.4, 0.2], [0.3, 0.9], seed=1), auroc([0.1, 0.4, 0.2], [0.3, 0.9], seed=1)
-    assert one == two
-    assert one.value == pytest.approx(5 / 6)
-    assert one.low <= one.value <= one.high
-    assert math.isnan(auroc([], [0.5]).value)

@@ -13,7 +13,8 @@ from backdrift.core.registry import KINDS, available, build, plugin
 KNOWN = {
     "attacks": {"baddiffusion"},
     "inversion": {"elijah", "fixed_point", "joint", "purediffusion", "terd"},
-    "detection": {"backdrift", "purediffusion", "terd"},
+    "detection": {"backdrift", "elijah", "purediffusion", "terd"},
+    "detection.inputs": {"terd", "ufid"},
 }
 
 

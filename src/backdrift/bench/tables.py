@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import roc_auc_score
-
 from backdrift.bench.runner import Cell, Result
 from backdrift.bench.zoo import Suite
 from backdrift.core.results import Verdict
-from backdrift.metrics.rates import Estimate, rate
+from backdrift.metrics.rates import Estimate, auroc, rate
 
-REPLICATES = 1000
 CLEAN, WEAK, ALL = "clean", "weak", "all backdoored"
 
 
@@ -69,29 +65,6 @@ def _group(zoo: Suite, model: str, built: Result | None) -> tuple[str, str]:
     return (zoo.kinds.get(model, recipe.attack) if strong else WEAK), recipe.attack
 
 
-def auroc(clean: Sequence[float], backdoored: Sequence[float], seed: int = 0) -> Estimate:
-    """Area under the ROC curve of scores, with a bootstrap interval that resamples both sides apart.
-
-    NaN without models on one side.
-    """
-    n = len(clean) + len(backdoored)
-    if not clean or not backdoored:
-        return Estimate(float("nan"), float("nan"), float("nan"), n, "bootstrap")
-    low_side, high_side = np.asarray(clean), np.asarray(backdoored)
-    truth = np.repeat([0, 1], [len(clean), len(backdoored)])
-    value = float(roc_auc_score(truth, np.concatenate([low_side, high_side])))
-    drawn = np.random.default_rng(seed)
-    values = [
-        roc_auc_score(
-            truth,
-            np.concatenate([drawn.choice(low_side, len(clean)), drawn.choice(high_side, len(backdoored))]),
-        )
-        for _ in range(REPLICATES)
-    ]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), n, "bootstrap")
-
-
 def detection_table(found: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for every task and group: n, rate of flags, wrong verdicts, AUROC, distances, ASR, cost."""
     rows = []
@@ -120,7 +93,7 @@ def _row(task: str, group: str, members: list[Run], clean: list[Run]) -> dict[st
     row["wrong"] = sum(run.wrong for run in members)
     row["inconclusive"] = sum(run.result.value.get("verdict") == Verdict.INCONCLUSIVE for run in members)
     row["failed"] = sum(run.result.status == "failed" for run in members)
-    if group != CLEAN:
+    if group != CLEAN and clean:
         row["auroc"] = auroc(_scores(clean), _scores(members))
     for key in ("l2_r", "cos_r", "l2_mean", "cos_mean"):
         row[key] = _median([run.result.value.get("distances", {}).get(key) for run in members])
@@ -165,8 +138,6 @@ _MEDIANS = ("l2_r", "cos_r", "l2_mean", "cos_mean", "asr_inverted", "asr_true", 
 
 
 def _interval(estimate: Estimate) -> str:
-    if estimate.value != estimate.value:
-        return ""
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 

@@ -32,8 +32,8 @@ def distances(evidence: Evidence, planted: Planted) -> dict[str, float]:
 def success(model: DiffusionModel, evidence: Evidence, planted: Planted, images: Tensor) -> dict[str, Any]:
     """ASR of the inverted trigger, drawn as the true one's was for the record: sampler, steps, seeds.
 
-    The rates of the true trigger and without one are those of the record. A trigger with a sampler of
-    its own keeps that sampler's gamma.
+    The rates of the true trigger and without one are those of the record. A trigger that was found
+    without a gamma is drawn with that of the true one.
 
     Args:
         images: the clean training set (N, C, H, W), which hits of a set of targets are told from.
@@ -41,7 +41,10 @@ def success(model: DiffusionModel, evidence: Evidence, planted: Planted, images:
     known = planted.record.measured
     sampler, steps = known["sampler"].removeprefix("the attack's own ").removesuffix(" steps").split(", ")
     n, seed = int(known["n"]), int(known["seed"])
-    way = Injection(torch.from_numpy(evidence.trigger), planted.noise_scale)
+    scale = None if evidence.scale is None else torch.from_numpy(evidence.scale)
+    if scale is None:
+        scale = planted.noise_scale
+    way = Injection(torch.from_numpy(evidence.trigger), scale)
     drawn = draw(model, way, sampler=sampler, steps=int(steps), n=n, seed=seed)
     target = planted.target
     target = target.beside(images) if isinstance(target, TargetSet) else target

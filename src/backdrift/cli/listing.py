@@ -8,7 +8,7 @@ NAME = "list"
 
 
 def main() -> None:
-    """List attacks, inversions and detectors."""
+    """List attacks, inversions, detectors of models and of inputs."""
     from backdrift.core.registry import KINDS, available
 
     for kind in KINDS:

@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from importlib import resources
 from typing import Any
 
-KINDS = ("attacks", "inversion", "detection")
+KINDS = ("attacks", "inversion", "detection", "detection.inputs")
+"""Packages below ``backdrift`` whose files are plug-ins."""
 
 
 def _key(name: str) -> str:
@@ -22,7 +23,7 @@ def available(kind: str) -> dict[str, str]:
     A module is a plug-in when it defines a class named as the file (underscores left out).
     """
     found = {}
-    for entry in resources.files("backdrift").joinpath(kind).iterdir():
+    for entry in resources.files("backdrift").joinpath(*kind.split(".")).iterdir():
         name = entry.name.removesuffix(".py")
         if not entry.name.endswith(".py") or name.startswith("_"):
             continue

@@ -110,7 +110,7 @@ def calibrated(
     threshold = float(entry["threshold"])
     clean = [float(row["score"]) for row in entry["clean"]]
     flagged = sum(score >= threshold for score in clean)
-    reasons = _out_of_range(table["population"]["models"], model)
+    reasons = out_of_range(table["population"]["models"], model)
     return Calibration(
         id=table["id"],
         population=table["population"]["description"],
@@ -132,7 +132,12 @@ def clean_features(detector: str, budget: str) -> list[dict[str, float]]:
     return [dict(row["features"]) for row in entry["clean"]]
 
 
-def _out_of_range(models: list[dict[str, Any]], model: DiffusionModel) -> list[str]:
+def out_of_range(models: list[dict[str, Any]], model: DiffusionModel) -> list[str]:
+    """Why a model is unlike every clean model of a population; empty when it is like one.
+
+    Args:
+        models: the ``sample_shape`` (a list), ``parameters`` and ``last_alpha`` of each.
+    """
     size = sum(p.numel() for p in model.network.parameters())
     shape = list(model.sample_shape)
     alike = [row for row in models if row["sample_shape"] == shape]

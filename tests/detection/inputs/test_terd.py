@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from backdrift.core.randomness import SampleGenerator, generator
-from backdrift.detection._terd_input import GaussianRatio, TerdInput
+from backdrift.detection.inputs.terd import GaussianRatio, Terd
 from backdrift.inversion._base import Candidate
-from backdrift.inversion.terd import Terd
 from tiny import SHAPE, tiny_model
 
 MU = 0.5 * torch.randn(SHAPE, generator=generator(1, "mu"))
@@ -74,12 +73,12 @@ def test_from_a_candidate() -> None:
 
 
 def test_a_model_is_inverted_and_the_largest_ratio_counts() -> None:
-    detector = TerdInput(Terd(iterations=2, batch=2, chain=3))
+    detector = Terd(iterations=2)
     model, starts = tiny_model(blocks=1), noise()
-    scores = detector.scores(model, starts, 3)
+    scores = detector.scores(model, starts, seed=3)
     assert scores.shape == (6,)
-    ratios = detector.fit(model, 3)
+    ratios = detector.fit(model, seed=3)
     assert len(ratios) == 2
     each = [ratio.scores(starts) for ratio in ratios]
     assert torch.equal(scores, torch.maximum(*each))
-    assert not torch.equal(scores, detector.scores(model, starts, 4))
+    assert not torch.equal(scores, detector.scores(model, starts, seed=4))

@@ -1,15 +1,18 @@
-"""TERD's input detection: is this starting noise more likely under the inverted trigger?"""
+"""TERD's input detection: whether a starting noise is more likely under the inverted trigger."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
-from backdrift.inversion._base import Candidate, Inversion
-from backdrift.inversion.terd import Terd
+from backdrift.detection.inputs._base import check_starts
+from backdrift.inversion._base import Candidate
+from backdrift.inversion.terd import Terd as Inversion
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +68,40 @@ class GaussianRatio:
 
 
 @dataclass(frozen=True)
-class TerdInput:
-    """Inverts a model and scores starts by the largest ratio over the inverted triggers.
+class Terd:
+    """Inverts the model and scores starts by the largest ratio over the inverted triggers.
 
     TERD, ICML 2024, arXiv 2409.05294. The paper has one trigger, as it knows the attack; here there is one
-    for every hypothesis of the inversion, and a start is suspicious under any of them.
+    for every hypothesis of the inversion, and a start is suspicious under any of them, from 0 on.
+
+    Cost: that of the inversion, 1,920,000 evaluations as published, whatever the number of starts.
 
     Args:
-        inversion: published length by default, 1,920,000 evaluations.
+        iterations: of the estimation, see :class:`backdrift.inversion.terd.Terd`.
         published_covariance: see :class:`GaussianRatio`.
     """
 
-    inversion: Inversion = field(default_factory=Terd)
+    iterations: int = 3000
     published_covariance: bool = False
 
-    def fit(self, model: DiffusionModel, seed: int) -> tuple[GaussianRatio, ...]:
+    def _inversion(self) -> Inversion:
+        return Inversion(iterations=self.iterations)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`backdrift.detection.inputs._base.InputDetector`."""
+        inversion = json.loads(json.dumps(asdict(self._inversion())))
+        return {"version": 1, "inversion": inversion, "published_covariance": self.published_covariance}
+
+    def cost(self, n: int) -> int:
+        """See :class:`backdrift.detection.inputs._base.InputDetector`."""
+        return self._inversion().cost
+
+    def fit(self, model: DiffusionModel, *, seed: int) -> tuple[GaussianRatio, ...]:
         """One ratio for every inverted trigger; to be kept where several batches are scored."""
-        found = self.inversion(model, seed=seed)
+        found = self._inversion()(model, seed=seed)
         return tuple(GaussianRatio.of(c, published_covariance=self.published_covariance) for c in found)
 
-    def scores(self, model: DiffusionModel, starts: Tensor, seed: int) -> Tensor:
-        """Suspicion of every start (N, C, H, W), higher is more: float64, (N,); the threshold is 0."""
-        return torch.stack([ratio.scores(starts) for ratio in self.fit(model, seed)]).amax(0)
+    def scores(self, model: DiffusionModel, starts: Tensor, *, seed: int) -> Tensor:
+        """The ratio in nats; see :class:`backdrift.detection.inputs._base.InputDetector`."""
+        check_starts(model, starts)
+        return torch.stack([ratio.scores(starts) for ratio in self.fit(model, seed=seed)]).amax(0).cpu()

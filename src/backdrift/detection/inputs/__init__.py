@@ -1,0 +1,1 @@
+"""Input detectors, one method a file: how suspicious a single starting noise is."""
