@@ -17,7 +17,7 @@ from typing import Any
 from backdrift.bench.zoo import load_suite
 from cells import RATIO, Bench, shown, write
 
-SAMPLES, TRIGGERED, STEPS = 2000, 512, 100
+SAMPLES, TRIGGERED, STEPS = 6000, 512, 50
 COLUMNS = ("ASR", "hits without trigger", "MSE", "SSIM", "FD(random-conv)", RATIO)
 
 
