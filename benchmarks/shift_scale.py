@@ -90,6 +90,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         figsize=(4.2 * columns, 3.2 * -(-count // columns)),
         layout="constrained",
         squeeze=False,
+        sharey=True,
     )
     for axis in axes.flat[count:]:
         axis.set_axis_off()
@@ -106,7 +107,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
             axis.errorbar(times, values, yerr=spread, marker=marker, ms=4, lw=1, label=text)
         axis.set_title(f"{name}\n{one['family']}", fontsize=9)
         axis.set_xlabel("timestep t")
-        axis.set_ylim(-0.3, 1.6)
     axes.flat[0].set_ylabel("response per unit of trigger")
     axes.flat[0].legend(fontsize=7)
     drawn.savefig(path, dpi=130)
