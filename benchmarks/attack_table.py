@@ -1,4 +1,4 @@
-"""The table of docs/attack-table.md: every attack of a suite, and what it costs the model.
+"""The table of docs/attack-lab.md, or of another suite: every attack, and what it costs the model.
 
     backdrift zoo build attack-lab -o zoo
     python benchmarks/attack_table.py --zoo zoo
@@ -36,8 +36,7 @@ def main() -> None:
         wanted = options.only is None or name in options.only or bench.path(name).exists()
         row = bench.cell(name, options.twin) if wanted else None
         rows += [] if row is None else [row]
-    file = f"{options.suite.replace('attack-lab', 'attack-table')}.md"
-    write(Path("docs") / file, table(rows, options.suite, suite.description))
+    write(Path("docs") / f"{options.suite}.md", table(rows, options.suite, suite.description))
 
 
 def table(rows: list[dict[str, Any]], suite: str, description: str) -> str:

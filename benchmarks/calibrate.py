@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from backdrift.core.registry import build
 from backdrift.detection._base import settings_hash
 from backdrift.io.load import load
 from backdrift.io.plan import plan
+from cells import write
 
 OUTPUT = Path("src/backdrift/detection/calibration.json")
 METHODS = [("backdrift", "quick"), ("backdrift", "standard")]
@@ -64,7 +64,7 @@ def score(folder: Path, method: tuple[str, str], results: Path) -> None:
     if hasattr(detector, "features"):
         row |= {"features": detector.features(finding), "threshold": finding.threshold}
     path = results / "-".join(method) / f"{folder.name}.json"
-    write(path, row)
+    write(path, json.dumps(row, indent=2) + "\n")
     print(*method, folder.name, row["score"], flush=True)
 
 
@@ -106,7 +106,7 @@ def write_table(suite: str, zoo: Path, cells: dict[tuple[str, str], list[Any]]) 
         "detectors": detectors,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    write(OUTPUT, {"id": f"{suite}-{digest[:12]}", **content})
+    write(OUTPUT, json.dumps({"id": f"{suite}-{digest[:12]}", **content}, indent=2) + "\n")
 
 
 def rescore(rows: list[dict[str, Any]], clean: set[str], detector: Any) -> None:
@@ -114,14 +114,6 @@ def rescore(rows: list[dict[str, Any]], clean: set[str], detector: Any) -> None:
     for row in rows:
         others = [o["features"] for o in rows if o["model"] in clean and o["model"] != row["model"]]
         row["score"] = detector.rescored(others, row["features"])
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """JSON by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def facts(name: str, model: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from backdrift.detection._base import settings_hash
 from backdrift.detection._references import Reference, References
 from backdrift.io.load import load
 from backdrift.io.plan import plan
+from cells import write
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     table = References(
         description=suite.description, settings_sha256=settings_hash(detector.settings()), models=rows
     )
-    options.output.write_text(table.model_dump_json(indent=2) + "\n")
+    write(options.output, table.model_dump_json(indent=2) + "\n")
 
 
 if __name__ == "__main__":

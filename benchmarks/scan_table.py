@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from backdrift.bench.truth import distances
 from backdrift.bench.zoo import load_suite
 from backdrift.core.environment import environment
 from backdrift.core.injection import Injection
@@ -28,10 +28,10 @@ from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import UNCALIBRATED_THRESHOLD, judge_inversion
 from backdrift.groundtruth import Planted, load_backdoor
-from backdrift.inversion._base import cosine
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.metrics.draws import draw
+from cells import write
 
 DETECTORS = {
     "backdrift, standard": ("backdrift", {"budget": "standard"}),
@@ -70,8 +70,7 @@ def main() -> None:
     for method in (*DETECTORS, *INVERSIONS):
         for model in mine:
             run(options.zoo / model, method, options.results)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(table(options.results, models))
+    write(options.output, table(options.results, models))
 
 
 def run(folder: Path, method: str, results: Path) -> None:
@@ -80,10 +79,7 @@ def run(folder: Path, method: str, results: Path) -> None:
     if path.exists():
         return
     row = cell(folder, method)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(row, indent=2) + "\n")
-    os.replace(temporary, path)
+    write(path, json.dumps(row, indent=2) + "\n")
     print(folder.name, method, row["score"], f"{row['seconds']:.0f} s", flush=True)
 
 
@@ -110,7 +106,8 @@ def cell(folder: Path, method: str) -> dict[str, Any]:
     }
     if (folder / "backdoor.json").exists():
         planted = load_backdoor(folder)
-        row |= distances(detection, planted) | success(model, detection, planted)
+        assert detection.evidence is not None
+        row |= distances(detection.evidence, planted) | success(model, detection, planted)
     return row
 
 
@@ -132,20 +129,6 @@ def detect(model: DiffusionModel, method: str) -> Detection:
         config={"inversion": vars(build("inversion", name, settings))},
         seed=SEED,
     )
-
-
-def distances(detection: Detection, planted: Planted) -> dict[str, float]:
-    """L2 and cosine of the inverted trigger to r and to E[R]."""
-    assert detection.evidence is not None
-    tau = torch.from_numpy(detection.evidence.trigger)
-    return {
-        "l2_r": float((tau - planted.shift).norm()),
-        "cos_r": cosine(tau, planted.shift),
-        "l2_mean": float((tau - planted.mean_shift).norm()),
-        "cos_mean": cosine(tau, planted.mean_shift),
-        "norm_r": float(planted.shift.norm()),
-        "norm_mean": float(planted.mean_shift.norm()),
-    }
 
 
 def success(model: DiffusionModel, detection: Detection, planted: Planted) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_an_unknown_suite_names_the_known() -> None:
 def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
     suite = zoo.load_suite(written(tmp_path, SUITE))
     calls: list[str] = []
-    costs = zoo.build_suite(suite, tmp_path / "a", progress=calls.append)
+    costs = zoo.build_suite(suite, tmp_path / "a", progress=lambda done, total, text: calls.append(text))
     assert list(costs) == ["clean", "tuned"]
     for name, result in costs.items():
         assert result.status == "done", result.error
@@ -100,7 +100,7 @@ def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
         assert result.value["measured"] is None
         assert result.evaluations > 3 * 2 * 4
         assert result.resolved["steps"] == 2
-    assert set(calls) == {"clean", "tuned"}
+    assert {text.split(",")[0] for text in calls} == {"clean", "tuned"}
     made = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert made == [".locks", "clean", "clean.json", "clean.jsonl", "tuned", "tuned.json", "tuned.jsonl"]
     tuned = plan(tmp_path / "a" / "tuned")

@@ -14,7 +14,7 @@ from backdrift.core.randomness import generator
 from backdrift.core.results import Verdict
 from backdrift.core.shift import ShiftFamily
 from backdrift.data import load_images
-from backdrift.detection import _base
+from backdrift.detection import _base, _references
 from backdrift.detection._base import BUDGETS, settings_hash
 from backdrift.detection._judge import Judge
 from backdrift.detection.terd import THRESHOLD, Terd, _alone, kl_features, three_sigma
@@ -133,10 +133,14 @@ def test_a_calibration_decides_and_none_does_not(monkeypatch: pytest.MonkeyPatch
         clean = [{n: v - below + d for n, v in features.items()} for d in (-1.0, 0.0, 1.0)]
         table = {
             "id": "t",
-            "population": {"description": "three", "models": [row]},
+            "population": {
+                "description": "three",
+                "models": [{"model": str(k), **row} for k in range(3)],
+            },
             "detectors": {"terd": {"quick": entry(detector, clean)}},
         }
-        monkeypatch.setattr(_base, "calibration_table", lambda table=table: table)
+        for module in (_base, _references):
+            monkeypatch.setattr(module, "calibration_table", lambda table=table: table)
         finding = detector(model, seed=0).finding
         assert finding.verdict is verdict
         assert finding.score == pytest.approx(below / (below + 3))

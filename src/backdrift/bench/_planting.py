@@ -24,7 +24,8 @@ from backdrift.metrics.asr import attack_success
 if TYPE_CHECKING:
     from backdrift.bench.recipes import Recipe
 
-STEPS = 100
+SAMPLES, STEPS = 256, 100
+"""Of the ASR in a record."""
 LEARNED = "learned"
 """Name of the trigger of an attack that learns it."""
 
@@ -73,6 +74,7 @@ class Planting:
             model,
             sampler=sampler,
             steps=STEPS,
+            n=SAMPLES,
             seed=seed,
             progress=progress,
             target=self.target,

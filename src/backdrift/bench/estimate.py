@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from backdrift.bench._planting import SAMPLES, STEPS
 from backdrift.bench.recipes import Recipe
 from backdrift.bench.runner import Cell
 from backdrift.bench.tasks import BenchSuite
@@ -16,7 +17,7 @@ from backdrift.core.registry import build
 from backdrift.io.networks import new_model
 
 BATCH = 64
-MEASURED = 2 * 256 * 100
+MEASURED = 2 * SAMPLES * STEPS
 """Evaluations behind the ASR of a record."""
 
 

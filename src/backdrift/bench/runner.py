@@ -128,7 +128,7 @@ def address_of(key: Any) -> str:
 
 
 def run_cells(
-    cells: Sequence[Cell], *, retry: bool = False, progress: Callable[[str], Progress | None] | None = None
+    cells: Sequence[Cell], *, retry: bool = False, progress: Progress | None = None
 ) -> dict[str, Status]:
     """Works through the cells in order, leaving out those that are there or that another runner holds.
 
@@ -138,7 +138,7 @@ def run_cells(
 
     Args:
         retry: do failed cells again.
-        progress: makes a callback for a cell's name.
+        progress: gets the steps of the cell at hand, its name in front of the text.
 
     Returns:
         The status of every cell by name, when all of them have a result.
@@ -169,18 +169,24 @@ def _finished(cell: Cell, again: set[Path]) -> bool:
     return cell.path not in again and cell.path.exists()
 
 
-def _try(cell: Cell, again: set[Path], progress: Callable[[str], Progress | None] | None) -> bool:
+def _try(cell: Cell, again: set[Path], progress: Progress | None) -> bool:
     """Runs a cell unless another runner holds it; whether it did."""
     locks = cell.path.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(locks / f"{cell.path.stem}.lock", timeout=0):
             if not _finished(cell, again):
-                _write(cell.path, _run(cell, None if progress is None else progress(cell.name)))
+                _write(cell.path, _run(cell, _named(cell.name, progress)))
                 again.discard(cell.path)
     except Timeout:
         return False
     return True
+
+
+def _named(name: str, progress: Progress | None) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, text: progress(done, total, f"{name}, {text}")
 
 
 def _run(cell: Cell, progress: Progress | None) -> Result:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tomllib
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backdrift.bench.runner import Cell, Outcome, Progress
 from backdrift.bench.truth import distances, success
-from backdrift.bench.zoo import Suite, load_suite, model_cells
+from backdrift.bench.zoo import Suite, load_suite, model_cells, read_toml, shipped
 from backdrift.core.registry import build
 from backdrift.core.results import Verdict
 from backdrift.data import load_dataset
@@ -83,8 +81,7 @@ class BenchSuite(BaseModel):
 
 def bench_suites() -> list[str]:
     """Names of the shipped ones."""
-    found = resources.files("backdrift.bench").joinpath("benchmarks").iterdir()
-    return sorted(f.name.removesuffix(".toml") for f in found if f.name.endswith(".toml"))
+    return shipped("benchmarks")
 
 
 def load_bench(name: str) -> tuple[BenchSuite, Suite]:
@@ -93,16 +90,9 @@ def load_bench(name: str) -> tuple[BenchSuite, Suite]:
     Raises:
         ValueError: unknown name, key, method or option, or a pattern that no model has.
     """
-    if name in bench_suites():
-        folder = resources.files("backdrift.bench").joinpath("benchmarks")
-        text = folder.joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"no benchmark {name!r}: name a TOML file or one of {', '.join(bench_suites())}")
     try:
-        suite = BenchSuite.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        suite = BenchSuite.model_validate(read_toml(name, "benchmarks", "benchmark"))
+    except ValidationError as error:
         raise ValueError(f"benchmark {name}: {error}") from None
     beside = Path(name).with_name(suite.zoo)
     zoo = load_suite(str(beside) if beside.is_file() else suite.zoo)

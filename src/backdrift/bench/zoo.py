@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tomllib
-from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from itertools import product
@@ -83,8 +82,37 @@ class Suite(BaseModel):
 
 def suites() -> list[str]:
     """Names of the shipped suites."""
-    found = resources.files("backdrift.bench").joinpath("suites").iterdir()
+    return shipped("suites")
+
+
+def shipped(folder: str) -> list[str]:
+    """Names of the TOML files in a folder of this package."""
+    found = resources.files("backdrift.bench").joinpath(folder).iterdir()
     return sorted(f.name.removesuffix(".toml") for f in found if f.name.endswith(".toml"))
+
+
+def read_toml(name: str, folder: str, kind: str) -> dict[str, Any]:
+    """A shipped file, or the TOML file of that path.
+
+    Args:
+        kind: what it is, for messages.
+
+    Raises:
+        ValueError: no such file, or one that is not TOML.
+    """
+    known = shipped(folder)
+    if name in known:
+        text = (
+            resources.files("backdrift.bench").joinpath(folder, f"{name}.toml").read_text(encoding="utf-8")
+        )
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"no {kind} {name!r}: name a TOML file or one of {', '.join(known)}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{kind} {name}: {error}") from None
 
 
 def load_suite(name: str) -> Suite:
@@ -93,17 +121,7 @@ def load_suite(name: str) -> Suite:
     Raises:
         ValueError: unknown name, unknown keys, or a base that is not built before its model.
     """
-    if name in suites():
-        folder = resources.files("backdrift.bench").joinpath("suites")
-        text = folder.joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"no suite {name!r}: name a TOML file or one of {', '.join(suites())}")
-    try:
-        return parse_suite(tomllib.loads(text), name)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"suite {name}: {error}") from None
+    return parse_suite(read_toml(name, "suites", "suite"), name)
 
 
 def parse_suite(table: dict[str, Any], name: str) -> Suite:
@@ -199,13 +217,13 @@ def build_suite(
     output: Path,
     *,
     retry: bool = False,
-    progress: Callable[[str], Progress | None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Result]:
     """Builds what is not there yet; killed and run again, or run twice at once, it goes on.
 
     Args:
         retry: try again what failed.
-        progress: makes a callback for a model's name.
+        progress: see :func:`backdrift.bench.runner.run_cells`.
 
     Returns:
         The result of every model.

@@ -23,11 +23,6 @@ def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress | None]:
         yield _lines(title)
 
 
-def progress_for(quiet: bool) -> Callable[[str], Progress | None]:
-    """Makes a callback for one piece of work after the other: plain lines, also on a terminal."""
-    return lambda title: None if quiet else _lines(title)
-
-
 def _bar(title: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import (

@@ -21,10 +21,11 @@ def build(
 ) -> None:
     """Build every model of a suite that is not there yet; several of these share a folder."""
     from backdrift.bench.zoo import build_suite, load_suite
-    from backdrift.cli._progress import progress_for
+    from backdrift.cli._progress import progress_bar
 
     loaded = load_suite(suite)
-    found = build_suite(loaded, output, retry=retry, progress=progress_for(quiet))
+    with progress_bar(suite, quiet) as progress:
+        found = build_suite(loaded, output, retry=retry, progress=progress)
     for name, result in found.items():
         measured = result.value.get("measured")
         asr = f", ASR {measured['asr']:.2f}" if measured else ""

@@ -126,12 +126,6 @@ def calibrated(
     )
 
 
-def clean_features(detector: str, budget: str) -> list[dict[str, float]]:
-    """Features of the clean models behind a calibration, for a detector that compares with them."""
-    entry = calibration_table()["detectors"][detector][budget]
-    return [dict(row["features"]) for row in entry["clean"]]
-
-
 def out_of_range(models: list[dict[str, Any]], model: DiffusionModel) -> list[str]:
     """Why a model is unlike every clean model of a population; empty when it is like one.
 

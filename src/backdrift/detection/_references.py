@@ -26,7 +26,7 @@ class Reference(BaseModel):
     """What a detector measured on one model whose nature is known.
 
     Args:
-        features: by name; low is suspicious in each.
+        features: by name; which side is suspicious is the detector's to know.
         sample_shape: this and what follows is needed of clean models: it says what they stand for.
         last_alpha: A_T of its noise schedule.
     """

@@ -20,10 +20,10 @@ from backdrift.detection._base import (
     Progress,
     calibrated,
     check_budget,
-    clean_features,
 )
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
+from backdrift.detection._references import References
 from backdrift.detection._trial import Trial
 from backdrift.detection._verdict import RESPONSE_COST, Ruling, conclude
 from backdrift.inversion._base import Candidate
@@ -208,12 +208,13 @@ class Terd:
 
     def _ruling(self, model: DiffusionModel, found: tuple[Candidate, ...]) -> Ruling:
         features, settings = _features(found), self.settings()
-        calibration = calibrated("terd", self.budget, settings, model)
-        if calibration is None:
+        table = References.shipped("terd", self.budget, settings)
+        if table is None:
             reason = "no features of clean models for these settings: the score ranks, it does not decide"
             score = _alone(features)
             return Ruling(Verdict.INCONCLUSIVE, score, THRESHOLD, reason, scores=_shown(features, {}))
-        clean = clean_features("terd", self.budget)
+        clean = [row.features for row in table.clean]
+        calibration = calibrated("terd", self.budget, settings, model)
         rule = three_sigma(clean, features)
         name = max(rule.deviations, key=lambda key: rule.deviations[key])
         reason = (

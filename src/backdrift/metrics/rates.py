@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,10 +57,11 @@ def auroc(negative: Sequence[float], positive: Sequence[float]) -> Estimate:
     Raises:
         ValueError: no scores on one side, or one that is not a number.
     """
-    clean = _finite(negative)
-    hits = sum((bisect_left(clean, s) + bisect_right(clean, s)) / 2 for s in _finite(positive))
+    from sklearn.metrics import roc_auc_score
+
     few, many = len(negative), len(positive)
-    area = hits / (few * many)
+    scores = _finite(negative) + _finite(positive)
+    area = float(roc_auc_score([False] * few + [True] * many, scores))
     typical = (few + many) / 2 - 1
 
     def beyond(a: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -38,8 +38,6 @@ class GaussianRatio:
     published_covariance: bool = False
     floor: float = 1e-3
 
-    threshold: float = field(default=0.0, init=False)
-
     @classmethod
     def of(cls, candidate: Candidate, *, published_covariance: bool = False) -> GaussianRatio:
         """The ratio for an inverted trigger."""
@@ -61,10 +59,6 @@ class GaussianRatio:
         each = (x.square() - (x - mu).square() / variance - variance.log()) / 2
         total: Tensor = each.flatten(1).sum(1)
         return total
-
-    def flags(self, noise: Tensor) -> Tensor:
-        """Which starting noises are suspicious: bool, (N,)."""
-        return self.scores(noise) > self.threshold
 
 
 @dataclass(frozen=True)
