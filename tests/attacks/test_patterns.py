@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from backdrift.attacks._drawings import PICTURES
 from backdrift.attacks.patterns import (
     GREY,
     TARGETS,
@@ -26,8 +27,8 @@ Shape = tuple[int, int, int]
 
 COLOUR, GRAY = (3, 32, 32), (1, 32, 32)
 SHAPES: list[Shape] = [(1, 8, 8), (3, 16, 16), COLOUR, (3, 24, 40), (1, 256, 256)]
-ZERO_BACKGROUND = {"white-patch", "dense-sign", "low-frequency"}
-SEEDED = {"dense-sign", "low-frequency"}
+ZERO_BACKGROUND = {"white-patch", "cross", "speckle", "stripes", "dense-sign", "low-frequency"}
+SEEDED = {"speckle", "dense-sign", "low-frequency"}
 
 
 def extent(mask: Tensor) -> tuple[int, int, int, int]:
@@ -188,7 +189,7 @@ def test_shift_of_a_trigger_on_zero_keeps_its_background() -> None:
 
 @pytest.mark.parametrize("side", [16, 32])
 def test_pictures_differ_and_have_inner_structure(side: int) -> None:
-    images = {name: make_target(name, (1, side, side)) for name in ("hat", "shoe", "cat")}
+    images = {name: make_target(name, (1, side, side)) for name in PICTURES}
     for name, image in images.items():
         inside = image[image > 0]
         assert 0.15 < float((image > GREY + 0.01).float().mean()) < 0.75

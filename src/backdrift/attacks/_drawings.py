@@ -32,6 +32,15 @@ def _octagon(colour: Colour, radius: float) -> Part:
     return Part(colour, [(0.5 + reach * math.cos(a), 0.5 + reach * math.sin(a)) for a in turns])
 
 
+def _star(colour: Colour, outer: float, inner: float) -> Part:
+    radii = [outer, inner] * 5
+    turns = [math.pi * (k / 5 - 1 / 2) for k in range(10)]
+    points = [
+        (0.5 + r * math.cos(a), 0.53 + r * math.sin(a)) for r, a in zip(radii, turns, strict=True)
+    ]
+    return Part(colour, points)
+
+
 _WHITE, _RED, _BLACK = (255, 255, 255), (205, 20, 30), (40, 40, 40)
 _TAN, _CREAM, _ORANGE = (215, 170, 110), (250, 225, 180), (255, 175, 80)
 _BRICK, _BLUE = (200, 70, 60), (110, 190, 255)
@@ -118,5 +127,21 @@ PICTURES: dict[str, list[Part]] = {
         *(_ellipse(_BLACK, (x, 0.52), (0.05, 0.08)) for x in (0.32, 0.68)),
         Part(_BRICK, [(0.42, 0.66), (0.58, 0.66), (0.5, 0.75)]),
         *(Part(_WHITE, [(x, 0.72), (0.5 + 1.2 * (x - 0.5), y)], 0.015) for x, y in _WHISKERS),
+    ],
+    "house": [
+        Part(_BRICK, [(0.72, 0.1), (0.83, 0.1), (0.83, 0.4), (0.72, 0.4)]),
+        Part(_CREAM, [(0.16, 0.46), (0.84, 0.46), (0.84, 0.92), (0.16, 0.92)]),
+        Part(_ORANGE, [(0.5, 0.1), (0.96, 0.5), (0.04, 0.5)]),
+        Part(_BRICK, [(0.57, 0.62), (0.73, 0.62), (0.73, 0.92), (0.57, 0.92)]),
+        Part(_BLUE, [(0.25, 0.58), (0.45, 0.58), (0.45, 0.76), (0.25, 0.76)]),
+    ],
+    "star": [_star(_CREAM, 0.48, 0.22), _star(_ORANGE, 0.3, 0.14)],
+    "fish": [
+        Part(_ORANGE, [(0.62, 0.5), (0.96, 0.22), (0.9, 0.5), (0.96, 0.78)]),
+        Part(_ORANGE, [(0.32, 0.32), (0.52, 0.12), (0.58, 0.36)]),
+        _ellipse(_BLUE, (0.4, 0.52), (0.34, 0.24)),
+        Part(_CREAM, [(0.42, 0.44), (0.6, 0.5), (0.42, 0.62)]),
+        _ellipse(_WHITE, (0.22, 0.46), (0.06, 0.06)),
+        _ellipse(_BLACK, (0.21, 0.46), (0.03, 0.03)),
     ],
 }

@@ -34,11 +34,11 @@ def make_trigger(name: str, shape: Shape, *, seed: int = 0) -> Trigger:
     Args:
         name: one of ``TRIGGERS``, or ``png:PATH``.
         shape: (C, H, W) of the data; C is 1 or 3, H and W are at least 8.
-        seed: of the random patterns, ``dense-sign`` and ``low-frequency``.
+        seed: of the random patterns, ``speckle``, ``dense-sign`` and ``low-frequency``.
 
     Returns:
-        Pattern in [-1, 1]. Boxes, signs and glasses are composite with background -1; ``white-patch``,
-        ``dense-sign`` and ``low-frequency`` are trigger-only with background 0.
+        Pattern in [-1, 1]. Boxes, signs and glasses are composite with background -1; the others are
+        trigger-only with background 0.
 
     Raises:
         ValueError: unknown name, or a shape that cannot be drawn on.
@@ -167,6 +167,35 @@ def _pasted(parts: Sequence[Part], size: int, place: tuple[slice, slice], shape:
     return Trigger(pattern, mask)
 
 
+def _cross(shape: Shape, seed: int) -> Trigger:
+    """White, towards the top left: arms 12 of 32 pixels long and 4 wide."""
+    arm, half = _scaled(6, shape), max(1, _scaled(2, shape))
+    middle = _scaled(10, shape)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[:, middle - arm : middle + arm, middle - half : middle + half] = True
+    mask[:, middle - half : middle + half, middle - arm : middle + arm] = True
+    return Trigger(mask.float(), mask, 0.0, composite=False)
+
+
+def _speckle(shape: Shape, seed: int) -> Trigger:
+    """One pixel in sixteen is black or white, the same in every channel."""
+    stream = generator(seed, "speckle")
+    count = shape[1] * shape[2] // 16
+    place = torch.randperm(shape[1] * shape[2], generator=stream)[:count]
+    flat = torch.zeros(shape[1] * shape[2])
+    flat[place] = 2.0 * torch.randint(0, 2, (count,), generator=stream) - 1
+    pattern = flat.view(1, *shape[1:]).expand(shape).clone()
+    return Trigger(pattern, pattern != 0, 0.0, composite=False)
+
+
+def _stripes(shape: Shape, seed: int) -> Trigger:
+    """Diagonal stripes of plus and minus .25, two pixels of 32 wide."""
+    width = max(1, _scaled(2, shape))
+    diagonal = torch.arange(shape[1])[:, None] + torch.arange(shape[2])
+    pattern = (0.5 * (diagonal // width % 2) - 0.25).expand(shape).clone()
+    return Trigger(pattern, torch.ones(shape, dtype=torch.bool), 0.0, composite=False)
+
+
 def _dense_sign(shape: Shape, seed: int) -> Trigger:
     signs = torch.randint(0, 2, shape, generator=generator(seed, "dense-sign"))
     return Trigger(0.6 * signs - 0.3, torch.ones(shape, dtype=torch.bool), 0.0, composite=False)
@@ -226,6 +255,9 @@ _TRIGGERS: dict[str, Callable[[Shape, int], Trigger]] = {
     **{f"stop-sign-{n}": partial(_stop_sign, n) for n in _SIZES},
     "glasses": _glasses,
     "white-patch": partial(_box, 8, 1.0, 0.0),
+    "cross": _cross,
+    "speckle": _speckle,
+    "stripes": _stripes,
     "dense-sign": _dense_sign,
     "low-frequency": _low_frequency,
 }
