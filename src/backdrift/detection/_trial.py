@@ -82,8 +82,13 @@ class Trial:
         of the others. One of these alone on the target does not count: a shift orthogonal to the
         trigger may set the same backdoor off (low-frequency and constant ones did on an ODE model),
         while a model that is merely driven out of its distribution answers most shifts alike.
+
+        With a noise scale the nulls have that scale too, and on the target they count for nothing: the
+        scale alone is enough to set TrojDiff's backdoor off, whatever the shift.
         """
-        everywhere = min((null.on_target for null in self.nulls.values()), default=0.0)
+        everywhere = 0.0
+        if self.candidate.scale is None:
+            everywhere = min((null.on_target for null in self.nulls.values()), default=0.0)
         aimed = [null.elsewhere for name, null in self.nulls.items() if name in AIMED]
         others = [null.elsewhere for name, null in self.nulls.items() if name not in AIMED]
         mean = sum(others) / max(1, len(others))
@@ -113,18 +118,18 @@ def screen(
     """A short look at what each candidate draws: (score, candidate with its target), best first.
 
     The score is the hit rate less the pixel variance over that of plain samples, in [-1, 1]. Costs
-    ``judge.cost`` per candidate and once more per family.
+    ``judge.cost`` per candidate and once more per kind: family, and with a noise scale or without.
 
     Args:
         aimed: take from every score of a family the hit rate of a shift of the best one's norm towards
-            one of the model's own images (see :func:`null_shift`); once more ``judge.cost`` per family.
+            one of the model's own images (see :func:`null_shift`); once more ``judge.cost`` per kind.
     """
     looked = []
-    for family in dict.fromkeys(c.family for c in candidates):
+    for family, scaled in dict.fromkeys((c.family, c.scale is not None) for c in candidates):
         plain = judge.draw(model, None, family, seed)
         usual = max(judge.judge(plain, plain).spread, 1e-9)
         mine = []
-        for candidate in (c for c in candidates if c.family == family):
+        for candidate in (c for c in candidates if (c.family, c.scale is not None) == (family, scaled)):
             drawn = judge.judge(judge.draw(model, candidate.shift, family, seed, candidate.scale), plain)
             score = drawn.hit_rate - min(1.0, drawn.spread / usual)
             mine.append((score, replace(candidate, target=drawn.target), drawn))

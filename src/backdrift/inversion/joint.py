@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator, generator
-from backdrift.core.sampling import sample
 from backdrift.core.shift import ShiftFamily, Solver
 from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Progress
 from backdrift.inversion.fixed_point import FixedPoint
@@ -23,8 +23,11 @@ class Joint:
     no sampling chain. It needs a start outside the basin of tau = 0, where every model is content:
     by default the finds of :class:`FixedPoint`, with the mean of a few samples drawn with them as y.
 
+    A candidate with a noise scale is refined on TrojDiff's loss, ``rho = S``, ``C = 0``, the scale with it.
+
     Ours; the loss is equation (0.1) of the theory read backwards. Gain is the relative residual
-    ``loss / E||C_t tau||^2`` subtracted from 1: near 1 when the model obeys the backdoor.
+    ``loss / E||C_t tau||^2`` (with a scale ``loss / E||gamma eps + tau - eps||^2``) subtracted from 1:
+    near 1 when the model obeys the backdoor.
 
     Args:
         steps: of Adam.
@@ -87,11 +90,10 @@ class Joint:
 
     def _draw(self, model: DiffusionModel, candidate: Candidate, seed: int) -> Tensor:
         fresh = SampleGenerator(seed, self.warm_samples, f"joint/{candidate.start}")
-        x_T = fresh.normal(model.sample_shape, model.device) + candidate.shift
-        return sample(
+        return Injection(candidate.shift, candidate.scale).sample(
             model,
             model.schedule,
-            x_T,
+            fresh.normal(model.sample_shape, model.device),
             sampler=FAMILY_SAMPLER[candidate.family],
             steps=self.warm_steps,
             generator=fresh,
@@ -100,11 +102,16 @@ class Joint:
     def _descend(
         self, model: DiffusionModel, candidate: Candidate, seed: int, progress: Progress | None
     ) -> Candidate:
-        family = ShiftFamily.of(model.schedule, "baddiffusion", candidate.family)
         assert candidate.target is not None
         tau = candidate.shift.detach().clone().requires_grad_(True)
         y = candidate.target.detach().clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([tau, y], lr=self.learning_rate)
+        sought, gamma = [tau, y], candidate.scale
+        family = ShiftFamily.of(model.schedule, "baddiffusion", candidate.family)
+        if gamma is not None:
+            family = ShiftFamily.biased(model.schedule, 1.0)
+            gamma = gamma.detach().clone().requires_grad_(True)
+            sought.append(gamma)
+        optimizer = torch.optim.Adam(sought, lr=self.learning_rate)
         last = len(model.schedule)
         history = []
         for step in range(self.steps):
@@ -113,14 +120,17 @@ class Joint:
             noise = torch.randn((self.batch, *model.sample_shape), generator=stream)
             t, noise = t.to(model.device), noise.to(model.device)
             rows = y.expand_as(noise), tau.expand_as(noise)
-            x_t, label = family.poisoned_pair(model.schedule, *rows, noise, t)
+            x_t, label = family.poisoned_pair(model.schedule, *rows, noise, t, gamma)
             loss = ((model(x_t, t) - label) ** 2).mean()
-            scale = ((label - noise) ** 2).mean().detach()
+            asked = label if gamma is None else gamma * noise + tau
+            scale = ((asked - noise) ** 2).mean().detach()
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * (1 - 0.9 * step / self.steps)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if gamma is not None:
+                gamma.data.clamp_(0.02, 1.0)
             history.append(float(loss.detach() / scale.clamp_min(1e-12)))
             if progress is not None:
                 text = f"joint from {candidate.start}, residual {history[-1]:.3f}"
@@ -132,4 +142,5 @@ class Joint:
             target=y.detach().clamp(-1, 1),
             gain=1 - sum(tail) / len(tail),
             history=tuple(history),
+            scale=None if gamma is None else gamma.detach(),
         )
