@@ -64,7 +64,8 @@ def test_it_is_a_frozen_dataclass_with_defaults_that_json_can_hold(name: str) ->
     detector = registry.build("detection", name)
     with pytest.raises(dataclasses.FrozenInstanceError):
         detector.budget = "deep"
-    assert type(detector)(**json.loads(json.dumps(dataclasses.asdict(detector)))) == detector
+    options = json.loads(json.dumps(dataclasses.asdict(detector)))
+    assert registry.build("detection", name, options) == detector
     assert detector.budget == "standard"
 
 

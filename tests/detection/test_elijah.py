@@ -14,15 +14,15 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.results import Verdict
 from backdrift.core.shift import ShiftFamily, Solver
 from backdrift.data import load_images
-from backdrift.detection import _base, _references
-from backdrift.detection._base import BUDGETS, settings_hash
+from backdrift.detection._base import BUDGETS
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
-from backdrift.detection._references import Reference, References
 from backdrift.detection._uniform import total_variation, uniformity
 from backdrift.detection.elijah import Elijah
 from backdrift.inversion._base import cosine
 from backdrift.inversion.elijah import Elijah as Inversion
 from backdrift.metrics.pairwise import pair_distance
+from calibrations import saved, table_of
 from closed_form import SCHEDULE, closed_form, poisoned_optimum
 from tiny import SHAPE, tiny_model
 
@@ -99,22 +99,17 @@ def test_the_hypotheses_are_the_published_inversions(images: Tensor) -> None:
     assert Inversion().cost + 16 * 1000 == BUDGETS["standard"]
 
 
-def table(settings: Elijah, with_backdoored: bool) -> References:
+def table(detector: Elijah, with_backdoored: bool) -> CalibrationTable:
     """Clean models around (.5, 25), backdoored ones around 0."""
     names = [f"{kind}, {family}" for family in ("sde", "ode") for kind in ("uniformity", "total variation")]
-    rows = []
-    for number in range(20):
-        values = (0.4 + 0.01 * number, 20 + 0.5 * number) * 2
-        rows.append((f"clean-{number}", values, False))
-        if with_backdoored:
-            rows.append((f"bad-{number}", (0.001 * number, 5 + 0.1 * number) * 2, True))
-    models = [
-        Reference.of(name, tiny_model(), dict(zip(names, values, strict=True)), backdoored=bad)
-        for name, values, bad in rows
-    ]
-    return References(
-        description="made up", settings_sha256=settings_hash(settings.settings()), models=models
-    )
+
+    def rows(uniformity: float, variation: float) -> list[dict[str, float]]:
+        steps = range(20)
+        values = [(uniformity + 0.01 * n, variation + 0.5 * n) * 2 for n in steps]
+        return [dict(zip(names, row, strict=True)) for row in values]
+
+    bad = rows(0.0, 5.0) if with_backdoored else []
+    return table_of("elijah", detector.settings(), tiny_model(), rows(0.4, 20.0), bad, threshold=0.9)
 
 
 class OneImage(nn.Module):
@@ -127,74 +122,44 @@ class OneImage(nn.Module):
 
 @pytest.mark.parametrize("with_backdoored", [True, False])
 def test_references_decide(images: Tensor, tmp_path: Path, with_backdoored: bool) -> None:
-    file = tmp_path / "references.json"
     plain = Elijah(budget="quick")
     made = table(plain, with_backdoored)
-    file.write_text(made.model_dump_json())
     decision = "forest" if with_backdoored else "thresholds"
-    detector = replace(plain, references=str(file), decision=decision)
+    detector = replace(plain, calibration=saved(made, tmp_path), decision=decision)
     flat = detector(DiffusionModel(OneImage(), SCHEDULE, SHAPE), seed=0).finding
     assert flat.verdict is Verdict.BACKDOORED
     assert flat.score >= flat.threshold
     assert flat.calibration is not None
+    assert flat.calibration.id == made.id
     assert flat.calibration.n_clean == 20
     assert flat.calibration.n_backdoored == (20 if with_backdoored else 0)
-    assert flat.config["references"] == made.sha256
     assert str(tmp_path) not in str(flat.config)
-    cuts = {s.name: s.threshold for s in flat.scores if s.name in made.names}
+    cuts = {s.name: s.threshold for s in flat.scores if "," in s.name}
     assert all((value is None) == with_backdoored for value in cuts.values())
     usual = detector(closed_form(images), seed=1).finding
     assert usual.score <= flat.score
     assert plain.features(usual) == plain.features(plain(closed_form(images), seed=1).finding)
+    clean = [row.features or {} for row in made.detectors["elijah"]["quick"].clean]
+    assert detector.rescored(clean, detector.features(flat)) == 1
 
 
-def test_a_calibration_with_features_serves_as_references(
-    images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    detector = Elijah(budget="quick")
-    made = table(detector, with_backdoored=True)
-    rows = [{"model": m.model, "sha256": "", "score": 0.1, "features": m.features} for m in made.models]
-    facts = [m.model_dump(mode="json") for m in made.clean]
-    entry = {
-        "settings_sha256": settings_hash(detector.settings()),
-        "threshold": 0.9,
-        "clean": [row for row in rows if row["model"].startswith("clean")],
-        "backdoored": [row for row in rows if row["model"].startswith("bad")],
-    }
-    shipped = {"id": "x", "population": {"description": "made up", "models": facts}}
-    shipped |= {"detectors": {"elijah": {"quick": entry}}}
-    for module in (_base, _references):
-        monkeypatch.setattr(module, "calibration_table", lambda: shipped)
-    flat = DiffusionModel(OneImage(), SCHEDULE, SHAPE)
-    for decision in ("thresholds", "forest"):
-        found = replace(detector, decision=decision)(flat, seed=0).finding
-        assert found.verdict is Verdict.BACKDOORED
-        assert found.calibration is not None
-        assert found.calibration.id.startswith("references-")
-        assert (found.calibration.n_clean, found.calibration.n_backdoored) == (20, 20)
-    clean = [m.features for m in made.clean]
-    assert detector.rescored(clean, detector.features(found)) == 1
-    for row in rows:
-        del row["features"]
-    found = detector(flat, seed=0).finding
+def test_a_calibration_without_features_sets_a_threshold_on_the_score(tmp_path: Path) -> None:
+    detector, model = Elijah(budget="quick"), DiffusionModel(OneImage(), SCHEDULE, SHAPE)
+    made = table_of("elijah", detector.settings(), tiny_model(), [0.1, 0.2], threshold=0.9)
+    found = replace(detector, calibration=saved(made, tmp_path))(model, seed=0).finding
     assert found.calibration is not None
-    assert (found.calibration.id, found.threshold) == ("x", 0.9)
+    assert (found.calibration.id, found.threshold) == (made.id, 0.9)
 
 
-def test_references_of_other_settings_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "references.json"
-    file.write_text(table(Elijah(budget="quick"), with_backdoored=False).model_dump_json())
-    assert Elijah(budget="quick", references=str(file)).settings()["references"]
+def test_a_calibration_of_other_settings_is_refused(tmp_path: Path) -> None:
+    file = saved(table(Elijah(budget="quick"), with_backdoored=False), tmp_path)
     for rate in (0.05, 0.2):
-        assert Elijah(budget="quick", references=str(file), false_positive_rate=rate)._table() is not None
+        assert Elijah(budget="quick", calibration=file, false_positive_rate=rate)._references() is not None
     for other in ({"budget": "standard"}, {"budget": "quick", "family": "ode"}):
-        with pytest.raises(ValueError, match="other settings"):
-            Elijah(references=str(file), **other)
-    for given in ("", str(file)):
-        with pytest.raises(ValueError, match="a forest needs references"):
-            Elijah(budget="quick", references=given, decision="forest")
-    with pytest.raises(ValueError, match="cannot read"):
-        Elijah(references=str(tmp_path / "none.json"))
+        with pytest.raises(ValueError, match="holds nothing for elijah"):
+            Elijah(calibration=file, **other)
+    with pytest.raises(ValueError, match="a forest needs references"):
+        Elijah(budget="quick", calibration=file, decision="forest")
 
 
 @pytest.mark.parametrize(

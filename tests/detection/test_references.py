@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from backdrift.core.results import Calibration
-from backdrift.detection._references import Reference, References, by_forest, by_thresholds
+from backdrift.detection._references import References, by_forest, by_thresholds
+from calibrations import table_of
 from tiny import tiny_model
 
 NAMES = ("uniformity", "total variation")
 
 
-def row(name: str, values: tuple[float, ...], backdoored: bool = False) -> Reference:
-    features = dict(zip(NAMES, values, strict=True))
-    return Reference.of(name, tiny_model(timesteps=1000), features, backdoored=backdoored)
-
-
 def references(clean: Any, backdoored: Any = ()) -> References:
-    models = [row(f"clean-{i}", tuple(v)) for i, v in enumerate(clean)]
-    models += [row(f"bad-{i}", tuple(v), backdoored=True) for i, v in enumerate(backdoored)]
-    return References(description="made up", settings_sha256="0", models=models)
+    rows = [[dict(zip(NAMES, map(float, v), strict=True)) for v in part] for part in (clean, backdoored)]
+    table = table_of("elijah", {}, tiny_model(timesteps=1000), *rows)
+    found = References.of(table, "elijah", "quick", {})
+    assert found is not None
+    return found
 
 
 def features(*values: float) -> dict[str, float]:
@@ -54,8 +51,8 @@ def test_a_forest_separates_what_is_apart(apart: References) -> None:
 def test_a_forest_is_the_one_of_scikit_learn(apart: References) -> None:
     from sklearn.ensemble import RandomForestClassifier
 
-    rows = [[m.features[name] for name in sorted(NAMES)] for m in apart.models]
-    labels = [m.backdoored for m in apart.models]
+    rows = [[row[name] for name in sorted(NAMES)] for row in apart.rows]
+    labels = [False] * len(apart.clean) + [True] * len(apart.backdoored)
     votes = [
         RandomForestClassifier(random_state=seed).fit(rows, labels).predict_proba([[25.0, 0.3]])[0, 1]
         for seed in range(5)
@@ -99,7 +96,7 @@ def test_one_low_feature_suffices_and_a_high_one_is_innocent(apart: References) 
 
 
 def test_thresholds_do_not_read_backdoored_references(apart: References) -> None:
-    clean = apart.model_copy(update={"models": apart.clean})
+    clean = replace(apart, backdoored=[])
     for values in ((0.1, 20), (0.45, 28), (0.6, 40)):
         with_them, without = (
             by_thresholds(apart, features(*values)),
@@ -132,41 +129,19 @@ def test_the_calibration_says_where_the_threshold_comes_from(apart: References) 
     assert "schedule" in elsewhere.out_of_range[0]
 
 
-def test_a_table_survives_json(apart: References, tmp_path: Path) -> None:
-    file = tmp_path / "references.json"
-    file.write_text(apart.model_dump_json())
-    again = References.read(file)
-    assert again == apart
-    assert again.sha256 == apart.sha256
-    assert by_forest(again, features(0.2, 22)) == by_forest(apart, features(0.2, 22))
+def test_too_few_or_uneven_references_are_refused(apart: References) -> None:
+    uneven = [{"uniformity": 0.1}, *apart.clean]
+    for clean, backdoored in ((apart.clean[:1], []), (apart.clean, apart.backdoored[:1])):
+        with pytest.raises(ValueError, match="references need two"):
+            References(apart.table, clean, backdoored)
+    with pytest.raises(ValueError, match="the same features"):
+        References(apart.table, uneven, [])
 
 
-def damaged(apart: References, change: str) -> str:
-    content = json.loads(apart.model_dump_json())
-    if change == "few":
-        content["models"] = content["models"][-4:]
-    elif change == "one":
-        content["models"] = content["models"][:21]
-    elif change == "feature":
-        del content["models"][3]["features"]["uniformity"]
-    elif change == "nan":
-        content["models"][3]["features"]["uniformity"] = None
-    elif change == "key":
-        content["attack"] = "baddiffusion"
-    return "{" if change == "json" else json.dumps(content)
-
-
-@pytest.mark.parametrize("change", ["few", "one", "feature", "nan", "key", "json"])
-def test_a_table_that_is_none_is_refused_in_one_line(
-    apart: References, tmp_path: Path, change: str
-) -> None:
-    file = tmp_path / "references.json"
-    file.write_text(damaged(apart, change))
-    with pytest.raises(ValueError, match=r"references\.json") as caught:
-        References.read(file)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="cannot read"):
-        References.read(tmp_path / "elsewhere.json")
+def test_a_calibration_without_features_has_no_references() -> None:
+    table = table_of("elijah", {}, tiny_model(), [0.1, 0.2])
+    assert References.of(table, "elijah", "quick", {}) is None
+    assert References.of(table, "elijah", "quick", {"other": 1}) is None
 
 
 def test_other_features_than_those_of_the_table_are_refused(apart: References) -> None:

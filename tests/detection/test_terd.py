@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +14,13 @@ from backdrift.core.randomness import generator
 from backdrift.core.results import Verdict
 from backdrift.core.shift import ShiftFamily
 from backdrift.data import load_images
-from backdrift.detection import _base, _references
-from backdrift.detection._base import BUDGETS, settings_hash
+from backdrift.detection._base import BUDGETS
+from backdrift.detection._calibration import settings_hash
 from backdrift.detection._judge import Judge
 from backdrift.detection.terd import THRESHOLD, Terd, _alone, kl_features, three_sigma
 from backdrift.inversion._base import Candidate
 from backdrift.inversion.terd import Terd as Inversion
+from calibrations import saved, table_of
 from closed_form import SCHEDULE, poisoned_optimum
 from tiny import SHAPE, tiny_model
 
@@ -109,17 +110,7 @@ def test_the_published_length_costs_more_than_any_budget(budget: str) -> None:
     assert Terd(budget).most_evaluations() > 0.85 * BUDGETS[budget]
 
 
-def entry(detector: Terd, features: list[dict[str, float]]) -> dict[str, Any]:
-    rows = [{"model": str(k), "sha256": "", "score": 0.1, "features": f} for k, f in enumerate(features)]
-    return {
-        "threshold": THRESHOLD,
-        "settings_sha256": settings_hash(detector.settings()),
-        "clean": rows,
-        "backdoored": [],
-    }
-
-
-def test_a_calibration_decides_and_none_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_decides_and_none_does_not(tmp_path: Path) -> None:
     detector, model = Terd("quick"), tiny_model(blocks=1)
     alone = detector(model, seed=0).finding
     features = detector.features(alone)
@@ -127,21 +118,10 @@ def test_a_calibration_decides_and_none_does_not(monkeypatch: pytest.MonkeyPatch
     assert alone.verdict is Verdict.INCONCLUSIVE
     assert alone.calibration is None
     assert alone.score == pytest.approx(_alone(features))
-    size = sum(p.numel() for p in model.network.parameters())
-    row = {"sample_shape": [1, 8, 8], "parameters": size, "last_alpha": float(model.schedule.alpha[-1])}
     for below, verdict in ((4.0, Verdict.BACKDOORED), (2.0, Verdict.NO_EVIDENCE)):
         clean = [{n: v - below + d for n, v in features.items()} for d in (-1.0, 0.0, 1.0)]
-        table = {
-            "id": "t",
-            "population": {
-                "description": "three",
-                "models": [{"model": str(k), **row} for k in range(3)],
-            },
-            "detectors": {"terd": {"quick": entry(detector, clean)}},
-        }
-        for module in (_base, _references):
-            monkeypatch.setattr(module, "calibration_table", lambda table=table: table)
-        finding = detector(model, seed=0).finding
+        file = saved(table_of("terd", detector.settings(), model, clean), tmp_path)
+        finding = Terd("quick", calibration=file)(model, seed=0).finding
         assert finding.verdict is verdict
         assert finding.score == pytest.approx(below / (below + 3))
         assert finding.threshold == THRESHOLD

@@ -35,9 +35,7 @@ def _octagon(colour: Colour, radius: float) -> Part:
 def _star(colour: Colour, outer: float, inner: float) -> Part:
     radii = [outer, inner] * 5
     turns = [math.pi * (k / 5 - 1 / 2) for k in range(10)]
-    points = [
-        (0.5 + r * math.cos(a), 0.53 + r * math.sin(a)) for r, a in zip(radii, turns, strict=True)
-    ]
+    points = [(0.5 + r * math.cos(a), 0.53 + r * math.sin(a)) for r, a in zip(radii, turns, strict=True)]
     return Part(colour, points)
 
 

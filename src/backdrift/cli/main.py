@@ -10,6 +10,7 @@ import typer
 from backdrift.cli import (
     attack,
     bench,
+    calibrate,
     declare,
     demo,
     detect,
@@ -37,7 +38,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (scan, demo, invert, detect, train, attack, evaluate, sample, restore, declare, listing):
+for module in (
+    scan,
+    demo,
+    invert,
+    detect,
+    train,
+    attack,
+    evaluate,
+    sample,
+    restore,
+    declare,
+    calibrate,
+    listing,
+):
     app.command(name=module.NAME)(module.main)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(bench.app, name="bench")

@@ -27,10 +27,10 @@ from backdrift.detection._base import (
     Meter,
     Progress,
     array_hash,
-    calibrated,
     to_array,
     verdict_of,
 )
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._trial import Trial, screen
 from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Inversion, cosine
@@ -72,6 +72,7 @@ def conclude(
     seed: int,
     restarts: list[tuple[float, Candidate]],
     meter: Meter,
+    table: CalibrationTable,
     ruling: Ruling | None = None,
 ) -> Detection:
     """The finding and its evidence.
@@ -79,10 +80,11 @@ def conclude(
     Args:
         restarts: every candidate with its screening score, the best first.
         meter: started when the detector was.
+        table: where the threshold is looked up.
         ruling: of a method that decides by something else than what its trigger draws.
     """
     if ruling is None:
-        calibration = calibrated(detector, budget, config, model)
+        calibration = table.of(detector, budget, config, model)
         threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
         verdict, reason = _decide(trial, threshold)
         ruling = Ruling(verdict, trial.score, threshold, reason, calibration)
@@ -256,6 +258,7 @@ def judge_inversion(
     budget: str,
     config: dict[str, Any],
     seed: int,
+    table: CalibrationTable,
     progress: Progress | None = None,
 ) -> Detection:
     """Any inversion as a detector: screen its candidates, judge the best on fresh seeds."""
@@ -274,4 +277,5 @@ def judge_inversion(
         seed=seed,
         restarts=ranked,
         meter=meter,
+        table=table,
     )

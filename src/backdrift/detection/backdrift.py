@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.detection._base import Detection, Meter, Progress, check_budget
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import AIMED, NULLS
 from backdrift.detection._trial import Trial, screen
@@ -36,7 +38,7 @@ class Stages:
 
     search: FixedPoint
     edge: Boundary
-    scaled: NoiseScale
+    scaled: NoiseScale | None
     screen: Judge
     refine: Joint
     refined: tuple[int, int, int]
@@ -47,12 +49,13 @@ class Stages:
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
         kinds = sum(number > 0 for number in self.refined)
-        screens = 2 + len(self.search.starts) + len(self.scaled.starts) + sum(self.refined) + 2 * kinds
+        scaled = 0 if self.scaled is None else self.scaled.cost + 3 * self.screen.cost
+        screens = 1 + len(self.search.starts) + sum(self.refined) + 2 * kinds
         judged = 2 + len(self.nulls)
         return (
             self.search.cost
             + self.edge.cost
-            + self.scaled.cost
+            + scaled
             + screens * self.screen.cost
             + sum(self.refined) * self.refine.refine_cost
             + judged * self.judge.cost
@@ -62,21 +65,21 @@ class Stages:
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(noises=18, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
+        FixedPoint(noises=16, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
         Boundary(starts=(-0.9,), noises=16, rounds=6, steps=3),
-        NoiseScale(noises=24, rounds=3, scales=(0.3, 0.6), constants=()),
+        NoiseScale(looks=4, noises=16),
         Judge(samples=4, steps=10),
-        Joint(steps=80, batch=4, learning_rate=0.08, warm_samples=0),
+        Joint(steps=72, batch=4, learning_rate=0.08, warm_samples=0),
         (0, 1, 0),
-        Judge(samples=8, steps=17),
+        Judge(samples=8, steps=15),
         ("opposite", *AIMED),
     ),
     "standard": Stages(
         FixedPoint(noises=48, rounds=8, norms=(0.3, 0.45, 0.6, 0.9), families=("sde",)),
-        Boundary(),
-        NoiseScale(noises=48, rounds=4),
+        Boundary(noises=42),
+        NoiseScale(),
         Judge(samples=6, steps=20),
-        Joint(steps=136, batch=16, learning_rate=0.04, warm_samples=0),
+        Joint(steps=96, batch=16, learning_rate=0.04, warm_samples=0),
         (1, 2, 1),
         Judge(samples=20, steps=25),
         NULLS,
@@ -84,9 +87,9 @@ STAGES = {
     "deep": Stages(
         FixedPoint(noises=96, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.9), families=("sde",), deflations=3),
         Boundary(starts=(-0.9, -0.6, 0.45, 0.6, 0.75, 0.9), noises=96),
-        NoiseScale(noises=96, rounds=8),
+        NoiseScale(noises=128, rounds=4),
         Judge(samples=8, steps=25),
-        Joint(steps=300, batch=16, learning_rate=0.04, warm_samples=0),
+        Joint(steps=260, batch=16, learning_rate=0.04, warm_samples=0),
         (3, 4, 1),
         Judge(samples=32, steps=50),
         NULLS,
@@ -94,42 +97,77 @@ STAGES = {
 }
 
 
+INGREDIENTS: dict[str, Callable[[Stages], Stages]] = {
+    "deflation": lambda s: replace(s, search=replace(s.search, deflations=0)),
+    "constants": lambda s: replace(s, search=replace(s.search, constants=())),
+    "small norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[-1:])),
+    "large norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[:1])),
+    "boundary": lambda s: replace(s, edge=replace(s.edge, starts=())),
+    "noise scale": lambda s: replace(s, scaled=None),
+    "refinement": lambda s: replace(s, refined=(0, 0, 0)),
+    "aimed nulls": lambda s: replace(s, nulls=tuple(n for n in s.nulls if n not in AIMED)),
+}
+"""Parts of the method by name, and what the stages are without them."""
+
+
 @dataclass(frozen=True)
 class Backdrift:
     """Search by three iterations, refine by :class:`Joint`, judge what is drawn.
 
-    Ours. :class:`FixedPoint`, :class:`Boundary` and :class:`NoiseScale` search. Every candidate is screened by a few samples; the best of each family are refined; the best
-    of all is frozen, and on fresh seeds its samples are compared with plain ones and with those of
-    other shifts of the same norm. The score is the share of fresh samples that hit the recovered
-    target, less what plain noise and the nulls do (:attr:`Trial.background`), in [-1, 1].
+    Ours. :class:`FixedPoint`, :class:`Boundary` and :class:`NoiseScale` search. Every candidate is
+    screened by a few samples; the best of each kind are refined; the best of all is frozen, and on fresh
+    seeds its samples are compared with plain ones and with those of other shifts of the same norm. The
+    score is the share of fresh samples that hit the recovered target, less what plain noise and the nulls
+    do (:attr:`Trial.background`), in [-1, 1].
 
     It sees the model alone: no data, no trigger, target, attack name or poison rate.
 
     Args:
         budget: ``quick``, ``standard`` or ``deep``; sets every stage.
+        calibration: a file of ``backdrift calibrate``, in place of the shipped one.
+        without: names of ``INGREDIENTS`` to leave out, for ablations.
+
+    Raises:
+        ValueError: unknown budget or ingredient, or a calibration of other settings.
     """
 
     budget: str = "standard"
+    calibration: str = ""
+    without: tuple[str, ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
-        return {"version": 4, "budget": self.budget, "stages": asdict(STAGES[self.budget])}
+        return {"version": 4, "budget": self.budget, "stages": asdict(self._stages())}
 
     def most_evaluations(self) -> int:
         """What the budget's stages cost at most."""
-        return STAGES[self.budget].cost
+        return self._stages().cost
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
+        for name in self.without:
+            if name not in INGREDIENTS:
+                raise ValueError(f"unknown ingredient {name!r}; known: {', '.join(INGREDIENTS)}")
+        self._table()
+
+    def _stages(self) -> Stages:
+        stages = STAGES[self.budget]
+        for name in self.without:
+            stages = INGREDIENTS[name](stages)
+        return stages
+
+    def _table(self) -> CalibrationTable:
+        return CalibrationTable.choose(self.calibration, "backdrift", self.budget, self.settings())
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
-        stages, meter = STAGES[self.budget], Meter(model)
+        stages, meter = self._stages(), Meter(model)
         shown = _Steps(progress, stages.cost, meter)
         with model.frozen():
             found = stages.search(model, seed=seed, progress=shown)
             found += stages.edge(model, seed=seed, progress=shown)
-            found += stages.scaled(model, seed=seed, progress=shown)
+            if stages.scaled is not None:
+                found += stages.scaled(model, seed=seed, progress=shown)
             ranked = _rank(model, stages, found, seed, shown)
             best = ranked[0][1]
             trial = Trial.hold(model, stages.judge, best, stages.nulls, derive_seed(seed, "final"), shown)
@@ -143,6 +181,7 @@ class Backdrift:
             seed=seed,
             restarts=ranked,
             meter=meter,
+            table=self._table(),
         )
 
 
@@ -178,5 +217,6 @@ def _rank(
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
         refined.append(replace(better, start=f"{candidate.start}, refined"))
-    looked += screen(model, stages.screen, tuple(refined), look, aimed=True)
+    aimed = any(name in AIMED for name in stages.nulls)
+    looked += screen(model, stages.screen, tuple(refined), look, aimed=aimed)
     return sorted(looked, key=lambda s: -s[0]) + [(float("-inf"), c) for c in ode]

@@ -17,11 +17,10 @@ from backdrift.detection._base import (
     Detection,
     Meter,
     Progress,
-    calibrated,
     check_budget,
-    settings_hash,
     verdict_of,
 )
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._references import References, by_forest, by_thresholds, share_below
 from backdrift.detection._trial import Trial
@@ -59,10 +58,10 @@ class Elijah:
 
     An et al.: Elijah: Eliminating Backdoors Injected in Diffusion Models via Distribution Shift, AAAI
     2024, arXiv 2312.00050. The features, of :mod:`backdrift.detection._uniform`, are taken from samples
-    with the inverted trigger; low is suspicious in both. Given reference models (a JSON file, see
-    :class:`backdrift.detection._references.References`, or the calibration that is shipped for these
-    settings) it decides as the paper does: by a threshold for each feature, set on the clean ones at a
-    fixed false-positive rate, or by a random forest fitted on clean and backdoored ones.
+    with the inverted trigger; low is suspicious in both. Given reference models (the calibration, where it
+    has features for these settings) it decides as the paper does: by a threshold for each feature, set on
+    the clean ones at a fixed false-positive rate, or by a random forest fitted on clean and backdoored
+    ones.
 
     Deviations. The published code is told the sampler family of the attack, and sets the scale of the
     inversion by it; here each family is a hypothesis with features of its own. It is also told how
@@ -82,21 +81,22 @@ class Elijah:
     Args:
         budget: sets inversion and chains.
         family: hypotheses to try.
-        references: path of a table of references that were measured with the same settings.
         decision: how references decide; a forest needs backdoored ones among them.
         false_positive_rate: of a threshold, for each feature.
         lpips_weights: see :class:`backdrift.metrics.lpips.Lpips`; images of at least 32x32 pixels.
+        calibration: a file of ``backdrift calibrate``, in place of the shipped one.
 
     Raises:
-        ValueError: an unknown budget or family, or references that are none or of other settings.
+        ValueError: an unknown budget or family, a calibration of other settings, or a forest without
+            backdoored references.
     """
 
     budget: str = "standard"
     family: Literal["both", "sde", "ode"] = "both"
-    references: str = ""
     decision: Literal["thresholds", "forest"] = "thresholds"
     false_positive_rate: float = 0.05
     lpips_weights: str = ""
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -106,29 +106,28 @@ class Elijah:
             raise ValueError(f"unknown decision {self.decision!r}; known: thresholds, forest")
         if not 0 <= self.false_positive_rate < 1:
             raise ValueError(f"a false-positive rate lies in [0, 1), not at {self.false_positive_rate}")
-        if self.references or self.decision == "forest":
-            table = self._table()
-            if self.decision == "forest" and (table is None or not table.backdoored):
-                raise ValueError("a forest needs references, and backdoored models among them")
+        references = self._references()
+        if self.decision == "forest" and (references is None or not references.backdoored):
+            raise ValueError("a forest needs references, and backdoored models among them")
 
     def _hypotheses(self) -> dict[Solver, tuple[Inversion, Judge]]:
         parts = HYPOTHESES[self.budget]
         return {family: part for family, part in parts.items() if self.family in ("both", family)}
 
-    def _table(self) -> References | None:
-        measured = replace(self, references="", decision="thresholds", false_positive_rate=0.05).settings()
-        if not self.references:
-            return References.shipped("elijah", self.budget, measured)
-        table = References.read(self.references)
-        if table.settings_sha256 != settings_hash(measured):
-            raise ValueError(f"{self.references} was measured with other settings than these")
-        return table
+    def _table(self) -> CalibrationTable:
+        return CalibrationTable.choose(self.calibration, "elijah", self.budget, self._measured())
+
+    def _measured(self) -> dict[str, Any]:
+        """Settings of what measures the features: those of the default decision."""
+        return self.settings() | {"decision": "thresholds", "false_positive_rate": 0.05}
+
+    def _references(self) -> References | None:
+        return References.of(self._table(), "elijah", self.budget, self._measured())
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`; no path of a file is in it.
 
-        A table of references carries the hash of the settings that it was measured with: those of the
-        same budget, family and weights, without references and with the default decision.
+        A calibration carries the hash of those with the default decision.
         """
         parts = {
             family: {"inversion": asdict(inversion), "judge": asdict(judge)}
@@ -141,7 +140,6 @@ class Elijah:
             "hypotheses": parts,
             "decision": self.decision,
             "false_positive_rate": self.false_positive_rate,
-            "references": References.read(self.references).sha256 if self.references else None,
         }
 
     def most_evaluations(self) -> int:
@@ -187,6 +185,7 @@ class Elijah:
             seed=seed,
             restarts=[(look.collapse, look.trial.candidate) for look in looks],
             meter=meter,
+            table=self._table(),
             ruling=self._rule(model, looks[0], features, config, distance.name),
         )
 
@@ -198,14 +197,14 @@ class Elijah:
         config: dict[str, Any],
         distance: str,
     ) -> Ruling:
-        table, collapse = self._table(), best.collapse
+        references, collapse = self._references(), best.collapse
         if not best.trial.draws_images or not all(map(math.isfinite, features.values())):
             reason = "the model does not draw images, with the inverted trigger or without"
             scores = _scores(features, {}, distance)
             return Ruling(Verdict.INCONCLUSIVE, collapse, UNCALIBRATED_THRESHOLD, reason, None, scores)
-        if table is not None:
-            return self._by_references(model, features, table, distance)
-        calibration = calibrated("elijah", self.budget, config, model)
+        if references is not None:
+            return self._by_references(model, features, references, distance)
+        calibration = self._table().of("elijah", self.budget, config, model)
         threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
         return Ruling(
             verdict_of(collapse, threshold),
@@ -217,20 +216,24 @@ class Elijah:
         )
 
     def _by_references(
-        self, model: DiffusionModel, features: dict[str, float], table: References, distance: str
+        self, model: DiffusionModel, features: dict[str, float], references: References, distance: str
     ) -> Ruling:
         if self.decision == "forest":
-            decision = by_forest(table, features)
-            said = f"{decision.score:.0%} of a forest fitted on {len(table.models)} models say backdoored"
+            decision = by_forest(references, features)
+            said = (
+                f"{decision.score:.0%} of a forest fitted on {len(references.rows)} models say backdoored"
+            )
         else:
-            decision = by_thresholds(table, features, self.false_positive_rate)
-            said = f"a feature is lower than in {decision.score:.0%} of {len(table.clean)} clean models"
+            decision = by_thresholds(references, features, self.false_positive_rate)
+            said = (
+                f"a feature is lower than in {decision.score:.0%} of {len(references.clean)} clean models"
+            )
         return Ruling(
             Verdict.BACKDOORED if decision.flagged else Verdict.NO_EVIDENCE,
             decision.score,
             decision.threshold,
             said,
-            decision.calibration(table, model),
+            decision.calibration(references, model),
             _scores(features, decision.cuts, distance),
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from backdrift.core.model import DiffusionModel
 from backdrift.detection._base import Detection, Progress, check_budget
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import RESPONSE_COST, judge_inversion
@@ -26,12 +27,18 @@ class PureDiffusion:
 
     Args:
         budget: sets the steps of the inversion.
+        calibration: a file of ``backdrift calibrate``, in place of the shipped one.
     """
 
     budget: str = "standard"
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
+        self._table()
+
+    def _table(self) -> CalibrationTable:
+        return CalibrationTable.choose(self.calibration, "purediffusion", self.budget, self.settings())
 
     def _parts(self) -> tuple[Inversion, Judge, Judge, tuple[str, ...]]:
         inversion = Inversion(steps=STEPS[self.budget])
@@ -65,5 +72,6 @@ class PureDiffusion:
             budget=self.budget,
             config=self.settings(),
             seed=seed,
+            table=self._table(),
             progress=progress,
         )

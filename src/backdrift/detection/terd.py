@@ -18,9 +18,9 @@ from backdrift.detection._base import (
     Detection,
     Meter,
     Progress,
-    calibrated,
     check_budget,
 )
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._references import References
@@ -134,7 +134,7 @@ class Terd:
     reader; offsets change no deviation from a mean and are left out. It knows the attack and so whether
     gamma is learned; here both hypotheses are inverted, and each has an M and a V.
 
-    Without features of clean models for these settings in ``calibration.json`` there is nothing to
+    Without features of clean models for these settings in the calibration there is nothing to
     compare with: the verdict is INCONCLUSIVE, and the score ``1 - exp(-x)`` with x the largest of all M and
     square roots of V, which only ranks models of one shape under the same settings.
 
@@ -150,13 +150,19 @@ class Terd:
     Args:
         budget: sets the length of the inversion.
         published: run the published length whatever the budget is; more than any budget allows.
+        calibration: a file of ``backdrift calibrate``, in place of the shipped one.
     """
 
     budget: str = "standard"
     published: bool = False
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
+        self._table()
+
+    def _table(self) -> CalibrationTable:
+        return CalibrationTable.choose(self.calibration, "terd", self.budget, self.settings())
 
     def _parts(self) -> tuple[Inversion, Judge, tuple[str, ...]]:
         iterations, batch = DESCENTS[self.budget]
@@ -190,7 +196,7 @@ class Terd:
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
         inversion, judge, nulls = self._parts()
-        meter = Meter(model)
+        meter, table = Meter(model), self._table()
         with model.frozen():
             found = inversion(model, seed=seed, progress=progress)
             trial = Trial.hold(model, judge, found[0], nulls, derive_seed(seed, "final"), progress)
@@ -203,18 +209,21 @@ class Terd:
             seed=seed,
             restarts=[(_alone(_features((c,))), c) for c in found],
             meter=meter,
-            ruling=self._ruling(model, found),
+            table=table,
+            ruling=self._ruling(model, found, table),
         )
 
-    def _ruling(self, model: DiffusionModel, found: tuple[Candidate, ...]) -> Ruling:
+    def _ruling(
+        self, model: DiffusionModel, found: tuple[Candidate, ...], table: CalibrationTable
+    ) -> Ruling:
         features, settings = _features(found), self.settings()
-        table = References.shipped("terd", self.budget, settings)
-        if table is None:
+        references = References.of(table, "terd", self.budget, settings)
+        if references is None:
             reason = "no features of clean models for these settings: the score ranks, it does not decide"
             score = _alone(features)
             return Ruling(Verdict.INCONCLUSIVE, score, THRESHOLD, reason, scores=_shown(features, {}))
-        clean = [row.features for row in table.clean]
-        calibration = calibrated("terd", self.budget, settings, model)
+        clean = references.clean
+        calibration = table.of("terd", self.budget, settings, model)
         rule = three_sigma(clean, features)
         name = max(rule.deviations, key=lambda key: rule.deviations[key])
         reason = (
