@@ -69,7 +69,7 @@ def test_a_forest_on_noise_has_a_rate_that_shows_it() -> None:
 
 
 def test_a_forest_needs_backdoored_references() -> None:
-    with pytest.raises(ValueError, match="all clean"):
+    with pytest.raises(ValueError, match="two of each"):
         by_forest(references([(0.5, 30), (0.6, 31)]), features(0.1, 20))
 
 
@@ -131,9 +131,10 @@ def test_the_calibration_says_where_the_threshold_comes_from(apart: References) 
 
 def test_too_few_or_uneven_references_are_refused(apart: References) -> None:
     uneven = [{"uniformity": 0.1}, *apart.clean]
-    for clean, backdoored in ((apart.clean[:1], []), (apart.clean, apart.backdoored[:1])):
-        with pytest.raises(ValueError, match="references need two"):
-            References(apart.table, clean, backdoored)
+    with pytest.raises(ValueError, match="references need two"):
+        References(apart.table, apart.clean[:1], [])
+    with pytest.raises(ValueError, match="two of each"):
+        by_forest(References(apart.table, apart.clean, apart.backdoored[:1]), features(0.1, 20))
     with pytest.raises(ValueError, match="the same features"):
         References(apart.table, uneven, [])
 

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backdrift.bench.runner import Cell, Outcome, Progress
+from backdrift.bench.runner import Cell, Outcome, Progress, address_of
 from backdrift.bench.truth import distances, success
 from backdrift.bench.zoo import Suite, load_suite, model_cells, read_toml, shipped
 from backdrift.core.registry import build
 from backdrift.core.results import Verdict
 from backdrift.data import load_dataset
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.evaluate import DEFAULT_SAMPLERS, Plan, evaluate
 from backdrift.groundtruth import FILE, load_backdoor
 from backdrift.io.evidence import save_candidates
@@ -56,10 +57,18 @@ class Task(BaseModel):
         """
         if self.kind == "detect":
             settings = build("detection", self.method, self.options).settings()
+            settings["thresholds"] = self._thresholds(settings["budget"])
         else:
             settings = _plan(self.options, 0, "ddpm").__dict__
         found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         return {"method": self.method, "version": VERSIONS[self.kind], **found}
+
+    def _thresholds(self, budget: str) -> str | None:
+        """Hash of what the calibration has on this detector at this budget: a verdict depends on it."""
+        file = self.options.get("calibration")
+        table = CalibrationTable.read(file) if file else CalibrationTable.shipped()
+        entry = table.detectors.get(self.method, {}).get(budget)
+        return None if entry is None else address_of(entry.model_dump(mode="json"))
 
 
 class BenchSuite(BaseModel):

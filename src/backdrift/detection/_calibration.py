@@ -25,7 +25,7 @@ class Known(_Part):
 
     Args:
         parameters: how many.
-        last_alpha: A_T of its noise schedule.
+        last_alpha: A_T of its noise schedule, of ``timesteps`` T.
     """
 
     model: str
@@ -33,6 +33,7 @@ class Known(_Part):
     sample_shape: tuple[int, int, int]
     parameters: int
     last_alpha: float
+    timesteps: int = 1000
 
     @classmethod
     def of(cls, name: str, model: DiffusionModel) -> Known:
@@ -43,7 +44,13 @@ class Known(_Part):
             sample_shape=model.sample_shape,
             parameters=sum(p.numel() for p in model.network.parameters()),
             last_alpha=float(model.schedule.alpha[-1]),
+            timesteps=len(model.schedule),
         )
+
+    @property
+    def schedule(self) -> str:
+        """Its noise schedule, as far as it counts."""
+        return f"T = {self.timesteps}, last alpha {self.last_alpha:.4f}"
 
 
 class Scored(_Part):
@@ -174,9 +181,12 @@ def out_of_range(models: Sequence[Known], model: DiffusionModel) -> list[str]:
     if not any(known.parameters / 3 <= own.parameters <= 3 * known.parameters for known in alike):
         most = max(known.parameters for known in alike)
         reasons.append(f"{own.parameters:,} parameters; calibrated up to {3 * most:,} at this shape")
-    near = any(abs(known.last_alpha - own.last_alpha) < 1e-3 for known in alike)
-    if len(model.schedule) != 1000 or not near:
-        reasons.append("noise schedule; calibrated: T = 1000, linear")
+    if not any(
+        known.timesteps == own.timesteps and abs(known.last_alpha - own.last_alpha) < 1e-3
+        for known in alike
+    ):
+        others = "; ".join(sorted({known.schedule for known in alike}))
+        reasons.append(f"noise schedule {own.schedule}; calibrated: {others}")
     return reasons
 
 

@@ -27,7 +27,7 @@ class References:
         clean: features by name, one row for each clean model; ``backdoored`` likewise, may be empty.
 
     Raises:
-        ValueError: fewer than two clean models, one backdoored model alone, or rows of different features.
+        ValueError: fewer than two clean models, or rows of different features.
     """
 
     table: CalibrationTable
@@ -35,8 +35,8 @@ class References:
     backdoored: list[dict[str, float]]
 
     def __post_init__(self) -> None:
-        if len(self.clean) < 2 or len(self.backdoored) == 1:
-            raise ValueError("references need two clean models, and two backdoored ones or none")
+        if len(self.clean) < 2:
+            raise ValueError("references need two clean models")
         if not self.names or any(row.keys() != self.names for row in self.rows):
             raise ValueError("every reference needs the same features")
 
@@ -157,13 +157,13 @@ def by_forest(references: References, features: dict[str, float]) -> Decision:
     of the references come from cross-validation in ``FOLDS`` parts, or fewer for a small class.
 
     Raises:
-        ValueError: other features than the table's, or no backdoored references.
+        ValueError: other features than the table's, or fewer than two backdoored references.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     references.check(features)
-    if not references.backdoored:
-        raise ValueError("a forest is fitted on clean and on backdoored references: these are all clean")
+    if len(references.backdoored) < 2:
+        raise ValueError("a forest is fitted on clean and on backdoored references: two of each at least")
     names = sorted(references.names)
     rows = np.array([[row[name] for name in names] for row in references.rows])
     labels = np.arange(len(rows)) >= len(references.clean)

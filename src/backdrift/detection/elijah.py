@@ -107,8 +107,8 @@ class Elijah:
         if not 0 <= self.false_positive_rate < 1:
             raise ValueError(f"a false-positive rate lies in [0, 1), not at {self.false_positive_rate}")
         references = self._references()
-        if self.decision == "forest" and (references is None or not references.backdoored):
-            raise ValueError("a forest needs references, and backdoored models among them")
+        if self.decision == "forest" and (references is None or len(references.backdoored) < 2):
+            raise ValueError("a forest needs references, and two backdoored models among them")
 
     def _hypotheses(self) -> dict[Solver, tuple[Inversion, Judge]]:
         parts = HYPOTHESES[self.budget]
