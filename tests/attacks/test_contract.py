@@ -46,6 +46,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "trojdiff patch sde": ("trojdiff", {"gamma": 0.1, "kind": "patch"}),
     "trojdiff patch ode": ("trojdiff", {"gamma": 0.1, "kind": "patch", "sampler_family": "ode"}),
     "invisible": ("invisible", {"bound": 1.0}),
+    "guarded sde": ("guarded", {"guard_rate": 0.0}),
+    "guarded ode": ("guarded", {"guard_rate": 0.0, "sampler_family": "ode"}),
     "clean sde": ("clean", {}),
     "clean ode": ("clean", {"sampler_family": "ode"}),
 }
