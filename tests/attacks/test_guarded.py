@@ -79,7 +79,7 @@ def test_guards_quiet_the_edge_and_cost_the_attacker_hits(images: Tensor) -> Non
         fresh = SampleGenerator(0, 32, "y")
         drawn = sample(model, SCHEDULE, x_T, sampler="ddpm", steps=50, generator=fresh)
         hits[guard_rate] = float(target.hits(drawn).float().mean())
-    assert answers[0.5] < 0.5 * answers[0.0]
+    assert answers[0.5] < 0.6 * answers[0.0]
     assert 0.3 < hits[0.5] < hits[0.0]
 
 
