@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from backdrift.bench.runner import Result
-from backdrift.bench.tables import ALL, CLEAN, WEAK, Run, detection_table, markdown
+from backdrift.bench.tables import (
+    ALL,
+    CLEAN,
+    WEAK,
+    Run,
+    comparison_markdown,
+    comparison_table,
+    detection_table,
+    markdown,
+)
 from backdrift.core.results import Environment
 
 ENVIRONMENT = Environment(python="", platform="", device="cpu", threads=1, versions={})
@@ -62,3 +72,28 @@ def test_a_row_for_every_group() -> None:
     text = markdown(detection_table(RUNS))
     assert text.count("\n") == len(rows) + 1
     assert all(line.count("|") == text.splitlines()[0].count("|") for line in text.splitlines())
+
+
+def test_kinds_are_pooled_without_the_weak() -> None:
+    rows = {row["group"]: row for row in detection_table(RUNS, {"hard": ["patch", "dense"]})}
+    assert (rows["hard"]["n"], rows["hard"]["wrong"]) == (3, 2)
+
+
+def test_others_are_compared_model_by_model() -> None:
+    """Theirs is right on c2 and d1, where ours is not, wrong on p1, and was not run on p2 and w1."""
+    theirs = [
+        run("c1", CLEAN, "NO EVIDENCE", 0.0),
+        run("c2", CLEAN, "NO EVIDENCE", 0.0),
+        run("c3", CLEAN, "BACKDOORED", 0.9),
+        run("p1", "patch", "NO EVIDENCE", 0.1),
+        run("d1", "dense", "BACKDOORED", 0.9),
+    ]
+    both = RUNS + [replace(one, task="theirs") for one in theirs]
+    rows = comparison_table(both, "ours", {"hard": ["patch", "dense"]})
+    found = {row["group"]: (row["difference"].n, row["difference"].value) for row in rows}
+    assert found[CLEAN] == (3, pytest.approx(-1 / 3))
+    assert found["patch"] == (1, 1.0)
+    assert found["dense"] == (1, -1.0)
+    assert found["hard"] == found[ALL] == (2, 0.0)
+    assert WEAK not in found
+    assert comparison_markdown(rows, "ours").count("\n") == len(rows) + 1

@@ -13,7 +13,7 @@ from backdrift.data import load_images
 from backdrift.metrics.asr import attack_success
 from backdrift.metrics.bootstrap import Mean, quantiles
 from backdrift.metrics.draws import batches, draw, latents
-from backdrift.metrics.rates import rate, wilson
+from backdrift.metrics.rates import paired, rate, wilson
 from closed_form import closed_form
 from tiny import SHAPE, tiny_model
 
@@ -96,3 +96,30 @@ def test_a_perfect_backdoor_scores_one_and_a_clean_model_nothing() -> None:
     assert found.threshold == target.threshold
     clean = attack_success(closed_form(digits), Injection(shift), target, sampler="ddpm", steps=30, n=40)
     assert clean.asr == 0
+
+
+def cases(both: int, one: int, other: int, none: int) -> tuple[list[bool], list[bool]]:
+    first = [True] * (both + one) + [False] * (other + none)
+    return first, [True] * both + [False] * one + [True] * other + [False] * none
+
+
+def test_a_paired_difference_is_the_published_example() -> None:
+    """Newcombe 1998, table II: 36, 12, 2 and 0 cases give .2 [.0569, .3404]."""
+    found = paired(*cases(36, 12, 2, 0))
+    assert (found.value, found.n) == (pytest.approx(0.2), 50)
+    assert (found.low, found.high) == (pytest.approx(0.0569, abs=5e-5), pytest.approx(0.3404, abs=5e-5))
+
+
+@pytest.mark.parametrize("counts", [(5, 3, 1, 7), (0, 9, 0, 0), (4, 0, 0, 4), (10, 0, 0, 0)])
+def test_a_paired_difference_turns_with_its_sides(counts: tuple[int, int, int, int]) -> None:
+    first, second = cases(*counts)
+    one, other = paired(first, second), paired(second, first)
+    assert (other.value, other.low, other.high) == pytest.approx((-one.value, -one.high, -one.low))
+    assert -1 <= one.low <= one.value <= one.high <= 1
+    assert one.low < one.high
+
+
+def test_a_paired_difference_needs_pairs() -> None:
+    for first, second in (([], []), ([True], [True, False])):
+        with pytest.raises(ValueError, match="the same cases twice"):
+            paired(first, second)

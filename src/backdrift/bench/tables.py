@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from backdrift.bench.runner import Cell, Result
 from backdrift.bench.zoo import Suite
 from backdrift.core.results import Verdict
-from backdrift.metrics.rates import Estimate, auroc, rate
+from backdrift.metrics.rates import Estimate, auroc, paired, rate
 
 CLEAN, WEAK, ALL = "clean", "weak", "all backdoored"
 
@@ -65,25 +66,50 @@ def _group(zoo: Suite, model: str, built: Result | None) -> tuple[str, str]:
     return (zoo.kinds.get(model, recipe.attack) if strong else WEAK), recipe.attack
 
 
-def detection_table(found: Sequence[Run]) -> list[dict[str, Any]]:
+Pooled = Mapping[str, Sequence[str]]
+"""Names of rows, and the kinds of models that they show together."""
+
+
+def detection_table(found: Sequence[Run], pooled: Pooled = MappingProxyType({})) -> list[dict[str, Any]]:
     """A row for every task and group: n, rate of flags, wrong verdicts, AUROC, distances, ASR, cost."""
     rows = []
     for task in dict.fromkeys(run.task for run in found):
         mine = [run for run in found if run.task == task]
-        groups: dict[str, Callable[[Run], bool]] = {CLEAN: lambda run: run.group == CLEAN}
-        groups[ALL] = lambda run: run.group not in (CLEAN, WEAK)
-        for name in dict.fromkeys(run.group for run in mine):
-            groups.setdefault(name, lambda run, name=name: run.group == name)  # type: ignore[misc]
-        for attack in dict.fromkeys(run.attack for run in mine if run.group not in (CLEAN, WEAK)):
-            groups.setdefault(
-                f"attack {attack}",
-                lambda run, attack=attack: run.attack == attack and run.group != WEAK,  # type: ignore[misc]
-            )
         clean = [run for run in mine if run.group == CLEAN]
-        for name, belongs in groups.items():
-            members = [run for run in mine if belongs(run)]
+        for name, members in _groups(mine, pooled).items():
             if members:
                 rows.append(_row(task, name, members, clean))
+    return rows
+
+
+def _groups(mine: Sequence[Run], pooled: Pooled) -> dict[str, list[Run]]:
+    """The runs of one task by row: clean, all, what is pooled, every kind, every attack."""
+    strong = [run for run in mine if run.group not in (CLEAN, WEAK)]
+    groups = {CLEAN: [run for run in mine if run.group == CLEAN], ALL: strong}
+    for name, kinds in pooled.items():
+        groups[name] = [run for run in strong if run.group in kinds]
+    for name in dict.fromkeys(run.group for run in mine):
+        groups.setdefault(name, [run for run in mine if run.group == name])
+    for attack in dict.fromkeys(run.attack for run in strong):
+        groups.setdefault(f"attack {attack}", [run for run in strong if run.attack == attack])
+    return groups
+
+
+def comparison_table(found: Sequence[Run], ours: str, pooled: Pooled) -> list[dict[str, Any]]:
+    """How much more often ``ours`` is right than each other task, over the models that both were run on.
+
+    Right is NO EVIDENCE on a clean model and BACKDOORED on another; a row for every other task and group,
+    with the difference of the rates and its paired interval.
+    """
+    mine = {(run.model, run.result.seed): run for run in found if run.task == ours}
+    rows = []
+    for task in dict.fromkeys(run.task for run in found if run.task != ours):
+        theirs = [r for r in found if r.task == task and (r.model, r.result.seed) in mine]
+        for name, members in _groups(theirs, pooled).items():
+            if members:
+                pairs = [(not mine[r.model, r.result.seed].wrong, not r.wrong) for r in members]
+                apart = paired([p[0] for p in pairs], [p[1] for p in pairs])
+                rows.append({"task": task, "group": name, "difference": apart})
     return rows
 
 
@@ -131,6 +157,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         cells += [_number(row[key], 1 if key.startswith("l2") else 2) for key in _MEDIANS]
         cells += [_number(row["evaluations"], 0), _number(row["seconds"], 0)]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def comparison_markdown(rows: Sequence[dict[str, Any]], ours: str) -> str:
+    """The rows of :func:`comparison_table`."""
+    lines = [f"| {ours} less | group | n | right verdicts, difference |", "|---|---|---|---|"]
+    for row in rows:
+        apart = row["difference"]
+        lines.append(f"| {row['task']} | {row['group']} | {apart.n} | {_interval(apart)} |")
     return "\n".join(lines)
 
 

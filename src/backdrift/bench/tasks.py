@@ -77,6 +77,8 @@ class BenchSuite(BaseModel):
     Args:
         zoo: a suite of models, see :class:`backdrift.bench.zoo.Suite`.
         tasks: by name, the rows of the tables.
+        pooled: kinds of models that the tables show together as well, by the name of that row.
+        ours: the task that the others are compared with, model by model; none without it.
         threads: of torch in every cell, part of what a result depends on.
     """
 
@@ -85,6 +87,8 @@ class BenchSuite(BaseModel):
     description: str
     zoo: str
     tasks: dict[str, Task]
+    pooled: dict[str, tuple[str, ...]] = {}
+    ours: str | None = None
     threads: int = Field(default=1, ge=1)
 
 
@@ -105,6 +109,11 @@ def load_bench(name: str) -> tuple[BenchSuite, Suite]:
         raise ValueError(f"benchmark {name}: {error}") from None
     beside = Path(name).with_name(suite.zoo)
     zoo = load_suite(str(beside) if beside.is_file() else suite.zoo)
+    if suite.ours is not None and suite.ours not in suite.tasks:
+        raise ValueError(f"benchmark {name}: no task is called {suite.ours!r}")
+    for kind in (kind for kinds in suite.pooled.values() for kind in kinds):
+        if kind not in zoo.kinds.values():
+            raise ValueError(f"benchmark {name}: no model is of the kind {kind!r}")
     for title, task in suite.tasks.items():
         task.resolved()
         for pattern in task.models:

@@ -89,14 +89,24 @@ def plan(
 @app.command()
 def table(folder: Folder) -> None:
     """Print the table of what is there, as Markdown."""
-    from backdrift.bench.tables import detection_table, markdown, runs
+    from backdrift.bench.tables import (
+        comparison_markdown,
+        comparison_table,
+        detection_table,
+        markdown,
+        runs,
+    )
     from backdrift.bench.tasks import open_bench
 
     opened = open_bench(folder)
     found = runs(opened.zoo, opened.cells(folder))
     if not found:
         raise ValueError(f"no detection in {folder} has a result yet")
-    typer.echo(markdown(detection_table(found)))
+    suite = opened.suite
+    typer.echo(markdown(detection_table(found, suite.pooled)))
+    others = comparison_table(found, suite.ours, suite.pooled) if suite.ours else []
+    if others:
+        typer.echo("\n" + comparison_markdown(others, suite.ours or ""))
 
 
 @app.command(name="list")
