@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from backdrift.io.load import load
 from backdrift.io.plan import plan
 
 RULE = "the larger of .5 and the largest clean score plus .1; with features, the detector's own"
-LEAST, MARGIN = 0.5, 0.1
 
 Method = tuple[str, str]
 """A detector and a budget."""
@@ -73,21 +71,24 @@ def calibrate(
         detectors.setdefault(name, {})[budget] = _entry(detector, results, set(clean))
     population = [known[path] for path in clean]
     shapes = sorted({"x".join(map(str, one.sample_shape)) for one in population})
-    content: dict[str, Any] = {
-        "population": Population(
+    table = CalibrationTable(
+        id="",
+        population=Population(
             description=f"{len(clean)} clean models of {', '.join(shapes)}", models=population
         ),
-        "rule": RULE,
-        "seed": seed,
-        "detectors": detectors,
-    }
-    table = CalibrationTable(id="", **content)
-    digest = hashlib.sha256(table.model_dump_json().encode()).hexdigest()
-    table = CalibrationTable(id=f"calibration-{digest[:12]}", **content)
+        rule=RULE,
+        seed=seed,
+        detectors=detectors,
+    ).named()
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.write_text(table.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     os.replace(temporary, output)
     return table
+
+
+def threshold_over(clean: Sequence[float]) -> float:
+    """The first half of ``RULE``."""
+    return max(0.5, max(clean) + 0.1)
 
 
 def _cell(folder: Path, sha256: str, method: Method, cells: Path, seed: int) -> Cell:
@@ -140,7 +141,7 @@ def _entry(detector: Any, results: dict[Path, dict[str, Any]], clean: set[Path])
         }
         threshold = next(iter(results.values()))["threshold"]
     else:
-        threshold = max(LEAST, max(rows[path].score for path in clean) + MARGIN)
+        threshold = threshold_over([rows[path].score for path in clean])
     return Entry(
         settings_sha256=settings_hash(detector.settings()),
         threshold=threshold,

@@ -88,7 +88,7 @@ class CalibrationTable(_Part):
     """Thresholds by detector and budget, and everything that they rest on.
 
     Args:
-        id: names the content.
+        id: names the content, see :meth:`named`.
         rule: how a threshold follows from the scores, in words.
         seed: of the detectors' runs.
     """
@@ -134,6 +134,12 @@ class CalibrationTable(_Part):
         if table.entry(detector, budget, settings) is None:
             raise ValueError(f"{path} holds nothing for {detector}, {budget}, with these settings")
         return table
+
+    def named(self) -> Self:
+        """The same with the ``id`` that follows from the content."""
+        bare = self.model_copy(update={"id": ""})
+        digest = hashlib.sha256(bare.model_dump_json().encode()).hexdigest()
+        return self.model_copy(update={"id": f"calibration-{digest[:12]}"})
 
     def entry(self, detector: str, budget: str, settings: dict[str, Any]) -> Entry | None:
         """That of a detector, unless it was measured with other settings."""
