@@ -95,7 +95,7 @@ def scan(
         started=started,
         finished=_now(),
         command=command or f"backdrift.scan({str(path)!r}, budget={budget!r}, seed={seed})",
-        subject=_subject(planned, weights),
+        subject=subject_of(planned, weights),
         verdict=worst.verdict,
         exit_code=EXIT_CODES[worst.verdict],
         uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
@@ -129,7 +129,8 @@ def _evidence(detections: list[Detection]) -> list[Evidence]:
     return [d.evidence for d in detections if d.evidence is not None]
 
 
-def _subject(planned: LoadPlan, weights: list[Weights]) -> Subject:
+def subject_of(planned: LoadPlan, weights: list[Weights]) -> Subject:
+    """What a report says about the checkpoint itself."""
     return Subject(
         path=str(planned.path),
         format=planned.format,

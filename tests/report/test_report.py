@@ -1,4 +1,4 @@
-"""The three formats of a report: what a person, a program and a hostile model make of them."""
+"""The formats of a report: what a person, a program and a hostile model make of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import jsonschema
 import pytest
 from PIL import Image
 
-from backdrift.core.results import Failure, ScanDocument, Verdict
+from backdrift.core.alerts import alerts
+from backdrift.core.results import Acceptance, Failure, ScanDocument, Verdict
 from backdrift.report.console import render_console
 from backdrift.report.formats import FORMATS, render
 from backdrift.report.html import render_html
@@ -81,6 +83,24 @@ def test_console_says_what_matters() -> None:
     several = render_console(document(report(), report(Verdict.NO_EVIDENCE), failures=failed))
     assert "NO EVIDENCE" in several
     assert "no weights there" in several
+
+
+def test_what_is_accepted_is_said_in_every_format() -> None:
+    (alert,) = alerts(report())
+    item = Acceptance(
+        fingerprint=alert.fingerprint, rule="BD001", expires=date(2027, 1, 31), reason=HOSTILE
+    )
+    whole = document(report(accepted=[item]))
+    whole.notices.append("an entry <b>expired</b>")
+    for name in FORMATS:
+        text = render(whole, name)
+        assert "2027-01-31" in text
+        assert "\u202e" not in text
+    page = render_html(whole)
+    assert "onerror=alert(1)&gt;" in page
+    assert "an entry &lt;b&gt;expired&lt;/b&gt;" in page
+    several = render_console(document(whole.reports[0], report()))
+    assert "BD001 until 2027-01-31" in " ".join(several.split())
 
 
 def test_formats_dispatch() -> None:

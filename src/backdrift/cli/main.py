@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 
 from backdrift.cli import (
     attack,
+    baseline,
     bench,
     declare,
     demo,
     detect,
+    doctor,
     evaluate,
     invert,
     listing,
     restore,
+    rules,
     sample,
     scan,
+    schema,
     train,
     zoo,
 )
+from backdrift.cli._options import forget_output
 
 EXIT_ERROR = 2
 EXIT_USAGE = 4
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 app = typer.Typer(
     name="backdrift",
     help="Find backdoors in diffusion models.",
     epilog=(
-        "Exit codes: 0 no evidence, 1 backdoored, 2 error or inconclusive, 3 nothing scannable, 4 usage."
+        "Exit codes: 0 no evidence, 1 backdoored, 2 error or inconclusive, 3 nothing scannable, 4 usage, "
+        "130 interrupted, 143 terminated."
     ),
     add_completion=False,
     no_args_is_help=True,
@@ -39,6 +49,10 @@ app = typer.Typer(
 )
 for module in (scan, demo, invert, detect, train, attack, evaluate, sample, restore, declare, listing):
     app.command(name=module.NAME)(module.main)
+for module in (baseline, doctor, schema):
+    app.command(name=module.NAME)(module.main)
+app.command(name="rules")(rules.main)
+app.command(name="explain")(rules.explain)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(bench.app, name="bench")
 
@@ -52,9 +66,31 @@ def _main(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: temporary files are cleared away."""
+
+
 def run() -> None:
     """Runs the command line and exits; no error ends in a traceback or in exit code 1."""
-    sys.exit(call(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is not None:  # a terminal that lacks a letter still gets the rest
+        getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    sys.exit(_flushed(call(sys.argv[1:])))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _flushed(code: int) -> int:
+    """``code``, or 2 in place of 0 when what was printed did not arrive."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        forget_output()
+        return _fail(f"cannot write standard output: {error.strerror}", code or EXIT_ERROR)
+    return code
 
 
 def call(arguments: list[str]) -> int:
@@ -64,10 +100,12 @@ def call(arguments: list[str]) -> int:
     except typer.TyperException as error:
         return _fail(error.format_message() or "nothing to do: see --help", EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", EXIT_ERROR)
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except _Terminated:
+        return _fail("terminated", EXIT_TERMINATED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
+        forget_output()
+        return _fail("standard output was closed before everything was written", EXIT_ERROR)
     except Exception as error:
         if os.environ.get("BACKDRIFT_DEBUG"):
             raise
@@ -81,6 +119,8 @@ def _code_of(error: Exception) -> int:
 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return (
         text
         if isinstance(error, ValueError) or hasattr(error, "exit_code")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Array = NDArray[np.float32]
 
@@ -214,6 +215,18 @@ class Evidence:
     scale: Array | None = None
 
 
+class Acceptance(_Record):
+    """A finding that somebody takes the risk of, from a baseline file.
+
+    ``fingerprint`` is that of the alert (``core.alerts``), ``expires`` the last day on which it counts.
+    """
+
+    fingerprint: str
+    rule: str
+    expires: date
+    reason: str
+
+
 class Report(BaseModel):
     """The answer of ``backdrift.scan``: one checkpoint, one verdict.
 
@@ -241,6 +254,7 @@ class Report(BaseModel):
     seeds: dict[str, int]
     environment: Environment
     cost: Cost
+    accepted: list[Acceptance] = Field(default_factory=list)
     evidence: list[Evidence] = Field(default_factory=list, exclude=True)
 
 
@@ -253,13 +267,17 @@ class Failure(_Record):
 
 
 class ScanDocument(BaseModel):
-    """What ``--format json`` writes: every report, every failure, one exit code."""
+    """What ``--format json`` writes: every report, every failure, one exit code.
+
+    ``notices`` are remarks about the run itself, such as expired entries of a baseline.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: str = SCHEMA_VERSION
     reports: list[Report]
     failures: list[Failure] = Field(default_factory=list)
+    notices: list[str] = Field(default_factory=list)
     exit_code: int
 
 

@@ -53,3 +53,15 @@ class ContentHash:
     def hexdigest(self) -> str:
         """The digest, 64 hexadecimal characters."""
         return self._hash.hexdigest()
+
+
+def content_hash(candidate: WeightPlan) -> str:
+    """The hash of a weight file without building its network; the one that a report has.
+
+    Raises:
+        CheckpointError: as :func:`read_tensors`.
+    """
+    digest = ContentHash()
+    for info, tensor in read_tensors(candidate):
+        digest.add(info, tensor)
+    return digest.hexdigest()

@@ -82,6 +82,8 @@ def _print_single(console: Console, report: Report) -> None:
         "seconds": f"{report.cost.seconds:.1f}",
         "exit code": str(report.exit_code),
     }
+    if report.accepted:
+        rows["accepted"] = _accepted(report)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -121,6 +123,8 @@ def _print_many(console: Console, reports: list[Report]) -> None:
             f"declared: {_declared(report)}; detector: {finding.detector if finding else 'none'}, "
             f"{report.cost.evaluations:,} evaluations; not measured: {_not_measured(report)}"
         )
+        if report.accepted:
+            remarks += f"; accepted: {_accepted(report)}"
         console.print(Padding(Text(visible(remarks), style="dim"), (0, 0, 0, 2)))
 
 
@@ -155,6 +159,10 @@ def _verdict(report: Report) -> Text:
 
 def _declared(report: Report) -> str:
     return "yes, labels itself as backdoored" if report.subject.declared else "no"
+
+
+def _accepted(report: Report) -> str:
+    return "; ".join(f"{a.rule} until {a.expires} ({a.reason})" for a in report.accepted)
 
 
 def _calibration(calibration: Calibration | None) -> str:

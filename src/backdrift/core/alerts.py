@@ -1,0 +1,90 @@
+"""What of a report asks for an answer, by rule: behind exit codes, baselines and SARIF. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from backdrift.core.results import Finding, Report, Verdict
+from backdrift.core.rules import RULES, Level
+
+LEVELS: tuple[Level, ...] = ("note", "warning", "error")
+"""Mildest first."""
+
+BACKDOORED, UNDECIDED, UNCALIBRATED = "BD001", "BD002", "BD003"
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One rule that one file broke.
+
+    Args:
+        rule: key of ``core.rules.RULES``.
+        message: what was found there, as the scan put it; may hold text of the checkpoint.
+        file: relative to the checkpoint.
+        sha256: of the tensors in the file (``Weights.sha256``).
+    """
+
+    rule: str
+    message: str
+    file: str
+    sha256: str
+
+    @property
+    def level(self) -> Level:
+        """Severity of the rule."""
+        return RULES[self.rule].level
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of rule and weights, 64 hexadecimal digits: the same finding wherever the file lies."""
+        return hashlib.sha256(f"{self.rule}\n{self.sha256}".encode()).hexdigest()
+
+
+def alerts(report: Report) -> list[Alert]:
+    """Every alert of a report, in the order of its findings; accepted ones too."""
+    digests = {weights.file: weights.sha256 for weights in report.subject.weights}
+    return [
+        Alert(rule, message, finding.weights, digests.get(finding.weights, ""))
+        for finding in report.findings
+        for rule, message in _broken(finding)
+    ]
+
+
+def _broken(finding: Finding) -> list[tuple[str, str]]:
+    """Rules and messages; NO EVIDENCE breaks none."""
+    found = []
+    if finding.verdict is Verdict.BACKDOORED:
+        found.append((BACKDOORED, finding.reason))
+    if finding.verdict is Verdict.INCONCLUSIVE:
+        found.append((UNDECIDED, finding.reason))
+    if finding.calibration is None:
+        found.append((UNCALIBRATED, f"{finding.detector} has no calibration"))
+    elif not finding.calibration.in_range:
+        why = "; ".join(finding.calibration.out_of_range) or "the model is unlike its population"
+        found.append((UNCALIBRATED, f"outside of calibration {finding.calibration.id}: {why}"))
+    return found
+
+
+def open_alerts(report: Report) -> list[Alert]:
+    """The alerts that nobody has accepted."""
+    accepted = {item.fingerprint for item in report.accepted}
+    return [alert for alert in alerts(report) if alert.fingerprint not in accepted]
+
+
+def exit_code(report: Report, *, fail_on: Level = "error", strict: bool = False) -> int:
+    """What a scan of this checkpoint ends with.
+
+    Args:
+        fail_on: the mildest level that is a 1.
+        strict: an uncalibrated answer is a 2.
+
+    Returns:
+        1 for an open alert of that level, but for those that mean 2: an open INCONCLUSIVE and, with
+        ``strict``, an open lack of calibration; else 0. ``fail_on`` never hides a 2.
+    """
+    twos = {UNDECIDED, UNCALIBRATED} if strict else {UNDECIDED}
+    left = open_alerts(report)
+    if any(a.rule not in twos and LEVELS.index(a.level) >= LEVELS.index(fail_on) for a in left):
+        return 1
+    return 2 if any(alert.rule in twos for alert in left) else 0
