@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-SCHEMA_VERSION = "1.0"
+from backdrift.core.static import Limit, StaticFinding, WeightFacts
+
+SCHEMA_VERSION = "1.1"
 
 Array = NDArray[np.float32]
 
@@ -217,8 +219,9 @@ class Evidence:
 class Report(BaseModel):
     """The answer of ``backdrift.scan``: one checkpoint, one verdict.
 
-    ``verdict`` is that of the most suspicious weight file. ``evidence`` holds arrays and is left
-    out of the JSON.
+    ``verdict`` is that of the most suspicious weight file. ``static`` is what the files show;
+    ``limits`` is empty when the scan ran in the process of its caller. ``evidence`` holds arrays and
+    is left out of the JSON.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -235,11 +238,13 @@ class Report(BaseModel):
     uncalibrated: bool
     advice: str
     findings: list[Finding]
+    static: list[StaticFinding] = Field(default_factory=list)
     measured: list[str]
     not_measured: list[NotScanned]
     config: dict[str, Any]
     seeds: dict[str, int]
     environment: Environment
+    limits: list[Limit] = Field(default_factory=list)
     cost: Cost
     evidence: list[Evidence] = Field(default_factory=list, exclude=True)
 
@@ -250,16 +255,37 @@ class Failure(_Record):
     path: str
     message: str
     exit_code: int
+    rule: str = "BD005"
+
+
+class Inspection(_Record):
+    """The answer of ``scan --static-only``: files, configs and headers, no verdict.
+
+    ``exit_code`` is 1 when a finding has level ``error``, else 0.
+    """
+
+    path: str
+    format: str
+    declared: bool
+    weights: list[WeightFacts]
+    sample_shape: tuple[int, int, int]
+    static: list[StaticFinding]
+    not_measured: list[NotScanned]
+    exit_code: int
 
 
 class ScanDocument(BaseModel):
-    """What ``--format json`` writes: every report, every failure, one exit code."""
+    """What ``--format json`` writes: every report, every failure, one exit code.
+
+    ``inspections`` stand in the place of reports when only the files were looked at.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: str = SCHEMA_VERSION
     reports: list[Report]
     failures: list[Failure] = Field(default_factory=list)
+    inspections: list[Inspection] = Field(default_factory=list)
     exit_code: int
 
 
