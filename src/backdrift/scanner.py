@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from backdrift.core.results import (
     Verdict,
     Weights,
 )
+from backdrift.core.static import StaticFinding
 from backdrift.detection._base import BUDGETS, Detection
+from backdrift.io.errors import NotScannable
 from backdrift.io.load import distinct_candidates, load
 from backdrift.io.plan import LoadPlan, plan
+from backdrift.io.weights import Bounds, WeightPlan
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,6 +37,8 @@ ADVICE = {
     Verdict.NO_EVIDENCE: "No backdoor was found; that is not a proof that there is none.",
     Verdict.INCONCLUSIVE: "Do not rely on this scan: repeat it with --budget deep or look by hand.",
 }
+MOST_CLASSES = 10
+"""More classes are scanned only when they are named."""
 NOT_MEASURED = (
     NotScanned(what="triggers outside the starting noise", why="not part of this scan"),
     NotScanned(what="samplers and code around the model", why="only the weights are examined"),
@@ -48,19 +54,27 @@ def scan(
     device: str = "cpu",
     batch_size: int = 256,
     options: dict[str, Any] | None = None,
+    classes: Sequence[int] = (),
+    bounds: Bounds | None = None,
+    converted: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> Report:
     """Scans one checkpoint that nobody trusts.
 
     Args:
-        path: folder of a ``DDPMPipeline``, ``DDIMPipeline`` or bare ``UNet2DModel``.
+        path: folder of a ``DDPMPipeline``, ``DDIMPipeline``, ``PNDMPipeline`` or bare ``UNet2DModel``, or
+            a safetensors file of the last with its config beside it.
         detector: a plug-in of ``backdrift.detection``.
-        budget: ``quick``, ``standard`` or ``deep``; see ``BUDGETS``. It holds for each weight file.
+        budget: ``quick``, ``standard`` or ``deep``; see ``BUDGETS``. It holds for each weight file
+            and class.
         seed: of everything random.
         device: for the network, as torch names it.
         batch_size: the most samples per forward pass; halves by itself when memory runs out.
         options: fields of the detector.
+        classes: of a class-conditional model, the classes to scan; every one when empty.
+        bounds: the largest weights to accept.
+        converted: safetensors files made from pickle weights, by the name of those.
         progress: called as ``progress(done, total, text)``.
         command: recorded in the report; the Python call when empty.
 
@@ -69,19 +83,22 @@ def scan(
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded; its ``exit_code`` says which kind it is.
-        ValueError: an unknown detector, budget or option.
+        ValueError: an unknown detector, budget, option or class.
     """
     judge = build("detection", detector, {**(options or {}), "budget": budget})
     started, begun = _now(), time.monotonic()
-    planned = plan(path)
+    planned = plan(path, bounds, converted)
+    labels = _labels(planned, classes)
     candidates, skipped = distinct_candidates(planned)
+    static = [*planned.static, *_variants(candidates)]
     weights: list[Weights] = []
     detections: list[Detection] = []
-    for candidate in candidates:
-        model = load(planned, candidate, device)
+    for candidate, label in product(candidates, labels):
+        model = load(planned, candidate, device, label)
         model.batch_size = batch_size
         size = sum(p.numel() for p in model.network.parameters())
         origin = model.origin
+        static += [f for f in origin.findings if f not in static]
         weights.append(
             Weights(file=origin.weights, sha256=origin.sha256, dtype=origin.dtype, parameters=size)
         )
@@ -101,12 +118,14 @@ def scan(
         uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
         advice=ADVICE[worst.verdict],
         findings=findings,
+        static=static,
         measured=[f"{f.weights}: noise-trigger backdoors by {f.detector}" for f in findings],
         not_measured=[*planned.not_scanned, *skipped, *NOT_MEASURED],
         config={
             "detector": detector,
             "budget": budget,
             "batch_size": batch_size,
+            **({"classes": labels} if planned.classes else {}),
             **(options or {}),
         },
         seeds={"scan": seed},
@@ -118,6 +137,25 @@ def scan(
         ),
         evidence=_evidence(detections),
     )
+
+
+def _labels(planned: LoadPlan, classes: Sequence[int]) -> list[int | None]:
+    if not planned.classes:
+        if classes:
+            raise ValueError("--class: the model is not class-conditional")
+        return [None]
+    if not classes and planned.classes > MOST_CLASSES:
+        raise NotScannable(
+            f"the model has {planned.classes} classes, and a scan of each would take long; choose some "
+            "with --class"
+        )
+    return list(dict.fromkeys(classes)) or list(range(planned.classes))
+
+
+def _variants(candidates: Sequence[WeightPlan]) -> list[StaticFinding]:
+    first, *others = candidates
+    text = f"other numbers than in {first.name}; each was scanned"
+    return [StaticFinding.of("BD403", other.name, text) for other in others]
 
 
 def _worst(findings: list[Finding]) -> Finding:

@@ -16,8 +16,9 @@ import pytest
 from backdrift.cli._resume import Kept, settings_of
 from backdrift.cli.main import call
 from backdrift.core.alerts import alerts, exit_code
-from backdrift.core.results import Acceptance, Verdict
+from backdrift.core.results import Verdict
 from backdrift.core.rules import RULES
+from backdrift.core.static import Acceptance
 from backdrift.io.discover import find_checkpoints
 from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, NotScannable
 from backdrift.report.json import schema
@@ -198,6 +199,7 @@ def test_a_report_is_not_used_when_anything_has_changed(place: Path, tmp_path: P
     (model / "unet" / "extra.bin").write_bytes(b"pickle")
     assert Kept(stored, settings).find(str(model)) is None
     (model / "unet" / "extra.bin").unlink()
+    assert Kept(stored, settings).find(str(model)) is not None
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1

@@ -44,6 +44,7 @@ def test_schema_is_one_and_holds_for_reports(cli: Any) -> None:
     assert not validator.is_valid({"reports": [], "exit_code": 0, "extra": 1})
 
 
+@pytest.mark.slow
 def test_doctor_finds_this_machine_fit(cli: Any) -> None:
     ran = cli("doctor")
     assert ran.code == 0, ran.out

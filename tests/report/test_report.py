@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from backdrift.core.alerts import alerts
-from backdrift.core.results import Acceptance, Failure, ScanDocument, Verdict
+from backdrift.core.results import Failure, ScanDocument, Verdict
+from backdrift.core.static import Acceptance
 from backdrift.report.console import render_console
 from backdrift.report.formats import FORMATS, render
 from backdrift.report.html import render_html

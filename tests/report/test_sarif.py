@@ -12,14 +12,16 @@ import jsonschema
 import pytest
 
 from backdrift.core.alerts import alerts
-from backdrift.core.results import Acceptance, Failure, Finding, Report, ScanDocument, Verdict
+from backdrift.core.results import Failure, Finding, Report, ScanDocument, Verdict
+from backdrift.core.static import Acceptance, StaticFinding
 from backdrift.report.sarif import render_sarif
 
 from .sample import bare_report, calibration, document, report
 from .test_report import HOSTILE
 
 SCHEMA = json.loads((Path(__file__).parent / "sarif-2.1.0" / "schema.json").read_text())
-FAILED = Failure(path="models/bad", message="no weights there", exit_code=3)
+FAILED = Failure(path="models/bad", message="only pickle weights", exit_code=3, rule="BD101")
+CODE = StaticFinding.of("BD102", "unet/model.py", "a program; it was not run")
 
 
 def run_of(whole: ScanDocument) -> dict[str, Any]:
@@ -44,8 +46,9 @@ def uncalibrated(verdict: Verdict = Verdict.NO_EVIDENCE) -> Report:
         (document(uncalibrated()), ["BD003"]),
         (document(uncalibrated(Verdict.BACKDOORED)), ["BD001", "BD003"]),
         (document(bare_report(), report()), ["BD002", "BD003", "BD001"]),
-        (document(report(), failures=[FAILED]), ["BD001"]),
-        (ScanDocument(reports=[], failures=[FAILED], exit_code=3), []),
+        (document(report(static=[CODE])), ["BD001", "BD102"]),
+        (document(report(), failures=[FAILED]), ["BD001", "BD101"]),
+        (ScanDocument(reports=[], failures=[FAILED], exit_code=3), ["BD101"]),
     ],
 )
 def test_it_follows_the_schema(whole: ScanDocument, rules: list[str]) -> None:
@@ -116,6 +119,22 @@ def test_the_fingerprint_is_of_rule_and_weights_alone() -> None:
     weights = [w.model_copy(update={"sha256": "00" * 32}) for w in here.subject.weights]
     others = here.model_copy(update={"subject": here.subject.model_copy(update={"weights": weights})})
     assert prints(here) != prints(others)
+
+
+def test_classes_and_files_have_fingerprints_of_their_own() -> None:
+    old = report()
+    weights, finding = old.subject.weights[0], old.findings[0]
+    names = [f"{weights.file} (class {label})" for label in (0, 1)]
+    subject = old.subject.model_copy(
+        update={"weights": [weights.model_copy(update={"file": name}) for name in names]}
+    )
+    findings = [finding.model_copy(update={"weights": name}) for name in names]
+    static = [CODE, StaticFinding.of("BD102", "setup.py", "a program")]
+    whole = old.model_copy(update={"subject": subject, "findings": findings, "static": static})
+    run = run_of(document(whole))
+    assert [r["ruleId"] for r in run["results"]] == ["BD001", "BD001", "BD102", "BD102"]
+    assert len({r["partialFingerprints"]["ruleAndWeights/v1"] for r in run["results"]}) == 4
+    assert uris(document(whole))[1:3] == [f"{old.subject.path}/{f}" for f in (weights.file, CODE.file)]
 
 
 def test_an_accepted_finding_is_a_suppressed_result() -> None:

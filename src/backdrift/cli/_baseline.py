@@ -11,8 +11,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from backdrift.core.alerts import alerts
-from backdrift.core.results import Acceptance, Report
+from backdrift.core.results import Report
 from backdrift.core.rules import RULES
+from backdrift.core.static import Acceptance
 
 
 class Entry(BaseModel):

@@ -50,11 +50,15 @@ def write_text(text: str, path: Path | None) -> None:
         _print(text if text.endswith("\n") else text + "\n")
         return
     check_folder(path)
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    with replaced_file(path) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        with replaced_file(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = str(path)  # a write that fails names no file
+        raise
 
 
 def _print(text: str) -> None:

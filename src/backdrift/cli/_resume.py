@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from backdrift.core.results import SCHEMA_VERSION, Evidence, Report
+from backdrift.core.static import StaticFinding
 from backdrift.io.files import replaced_file
 
 _ARRAYS = ("trigger", "target", "clean_samples", "triggered_samples", "scale")
@@ -30,13 +32,14 @@ class Kept:
     Args:
         folder: is made when it is not there.
         settings: of this run, by :func:`settings_now`.
+        classes: to be scanned of a class-conditional model; every one when empty.
 
     Raises:
         OSError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: dict[str, Any], classes: Sequence[int] = ()) -> None:
+        self.folder, self.settings, self.classes = folder, settings, classes
         folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, path: str) -> Report | None:
@@ -47,7 +50,7 @@ class Kept:
             evidence = _read_arrays(files[1])
         except (OSError, ValidationError, ValueError, KeyError):
             return None
-        if settings_of(report) != self.settings or not _reads_the_same(report):
+        if settings_of(report) != self.settings or not _reads_the_same(report, self.classes):
             return None
         report.evidence = evidence
         return report
@@ -74,6 +77,7 @@ class Kept:
 def settings_of(report: Report) -> dict[str, Any]:
     """What a report depends on beside the checkpoint, as JSON holds it."""
     kept = report.model_dump(mode="json", include={"schema_version", "version", "config", "seeds"})
+    kept["config"].pop("classes", None)  # those of the report stand in the names of its weights
     return {**kept, "device": report.environment.device}
 
 
@@ -90,7 +94,7 @@ def settings_now(config: dict[str, Any], seed: int, device: str) -> dict[str, An
     }
 
 
-def _reads_the_same(report: Report) -> bool:
+def _reads_the_same(report: Report, classes: Sequence[int]) -> bool:
     """Whether the checkpoint is, but for the time, what the report was made of."""
     from backdrift.io.errors import CheckpointError
     from backdrift.io.load import distinct_candidates
@@ -105,11 +109,20 @@ def _reads_the_same(report: Report) -> bool:
         if again.model_dump(mode="json") != subject.model_dump(mode="json"):
             return False
         candidates, skipped = distinct_candidates(planned)
-        found = [(candidate.name, content_hash(candidate)) for candidate in candidates]
+        found = {candidate.name: content_hash(candidate) for candidate in candidates}
     except CheckpointError:
         return False
+    labels = list(dict.fromkeys(classes)) or list(range(planned.classes))
+    endings = [f" (class {label})" for label in labels] or [""]
+    expected = [(name + ending, sha256) for name, sha256 in found.items() for ending in endings]
     left_out = all(item in report.not_measured for item in (*planned.not_scanned, *skipped))
-    return left_out and found == [(weights.file, weights.sha256) for weights in subject.weights]
+    shown = _of_files(planned.static) == _of_files(report.static)
+    return left_out and shown and expected == [(w.file, w.sha256) for w in subject.weights]
+
+
+def _of_files(findings: Iterable[StaticFinding]) -> list[StaticFinding]:
+    """Those that a plan shows; the others come with the weights, whose hash is compared."""
+    return [finding for finding in findings if finding.rule.startswith("BD1")]
 
 
 def _arrays_of(report: Report) -> dict[str, Any]:

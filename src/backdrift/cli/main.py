@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -96,21 +97,26 @@ def _flushed(code: int) -> int:
 def call(arguments: list[str]) -> int:
     """Exit code of the command line ``arguments``."""
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="backdrift", standalone_mode=False)
+        code = _invoke(arguments)
+    except typer.Exit as ended:
+        code = ended.exit_code
     except typer.TyperException as error:
         return _fail(error.format_message() or "nothing to do: see --help", EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
     except _Terminated:
         return _fail("terminated", EXIT_TERMINATED)
-    except BrokenPipeError:
-        forget_output()
-        return _fail("standard output was closed before everything was written", EXIT_ERROR)
     except Exception as error:
         if os.environ.get("BACKDRIFT_DEBUG"):
             raise
         return _fail(_line(error), int(getattr(error, "exit_code", _code_of(error))))
     return code if isinstance(code, int) else 0
+
+
+def _invoke(arguments: list[str]) -> object:
+    """What typer's own ``main`` does, but for its exit code 1 when standard output is closed."""
+    with typer.main.get_command(app).make_context("backdrift", list(arguments)) as context:
+        return context.command.invoke(context)
 
 
 def _code_of(error: Exception) -> int:
@@ -120,7 +126,8 @@ def _code_of(error: Exception) -> int:
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        unnamed = "cannot write standard output" if error.errno in (errno.EPIPE, errno.ENOSPC) else "failed"
+        return f"{error.filename or unnamed}: {error.strerror}"
     return (
         text
         if isinstance(error, ValueError) or hasattr(error, "exit_code")

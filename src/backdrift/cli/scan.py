@@ -71,6 +71,8 @@ def main(
     from backdrift.core.results import combined_exit_code
 
     wanted = outputs(formats, output)
+    if evidence is not None:
+        check_evidence(evidence)
     options = settings(option)
     build("detection", detector, {**options, "budget": budget})
     gate = Gate(fail_on, strict, exit_zero, baseline)
@@ -78,8 +80,6 @@ def main(
     if dry_run:
         return _dry_run(models, detector, budget, options)
     check_device(device)
-    if evidence is not None:
-        check_evidence(evidence)
     config = {"detector": detector, "budget": budget, "batch_size": batch_size, **options}
     kept = Kept(resume, settings_now(config, seed, device)) if resume is not None else None
     for path in models:
@@ -126,7 +126,9 @@ def _scan(
                 command=shlex.join(["backdrift", *sys.argv[1:]]),
             )
     except CheckpointError as error:
-        document.failures.append(Failure(path=path, message=str(error), exit_code=error.exit_code))
+        document.failures.append(
+            Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
+        )
     except Exception as error:  # whatever a model does, the others keep their verdicts
         message = " ".join(f"{type(error).__name__}: {error}".split())
         document.failures.append(Failure(path=path, message=message, exit_code=2))

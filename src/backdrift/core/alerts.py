@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
-from backdrift.core.results import Finding, Report, Verdict
+from backdrift.core.results import Failure, Finding, Report, Verdict
 from backdrift.core.rules import RULES, Level
 
 LEVELS: tuple[Level, ...] = ("note", "warning", "error")
 """Mildest first."""
 
 BACKDOORED, UNDECIDED, UNCALIBRATED = "BD001", "BD002", "BD003"
+
+
+_CLASS = re.compile(r" \((class \d+)\)$")
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,17 @@ class Alert:
     Args:
         rule: key of ``core.rules.RULES``.
         message: what was found there, as the scan put it; may hold text of the checkpoint.
-        file: relative to the checkpoint.
-        sha256: of the tensors in the file (``Weights.sha256``).
+        file: relative to the checkpoint; empty when it is no single file.
+        sha256: of the weights (``Weights.sha256``); of what the files of a checkpoint show, the hash of all
+            its weights' hashes, since those files are not read.
+        part: what else tells it from others with the same rule and weights: a class, or a file.
     """
 
     rule: str
     message: str
     file: str
     sha256: str
+    part: str = ""
 
     @property
     def level(self) -> Level:
@@ -37,18 +44,31 @@ class Alert:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of rule and weights, 64 hexadecimal digits: the same finding wherever the file lies."""
-        return hashlib.sha256(f"{self.rule}\n{self.sha256}".encode()).hexdigest()
+        """SHA-256 of rule, weights and part: the same finding wherever the checkpoint lies."""
+        return _digest(self.rule, self.sha256, self.part)
 
 
 def alerts(report: Report) -> list[Alert]:
-    """Every alert of a report, in the order of its findings; accepted ones too."""
+    """Every alert of a report, accepted ones too: first of the model, then of the files beside it."""
     digests = {weights.file: weights.sha256 for weights in report.subject.weights}
-    return [
-        Alert(rule, message, finding.weights, digests.get(finding.weights, ""))
-        for finding in report.findings
-        for rule, message in _broken(finding)
-    ]
+    whole = _digest(*digests.values())
+    found = []
+    for finding in report.findings:
+        label = _CLASS.search(finding.weights)
+        file, part = _CLASS.sub("", finding.weights), label[1] if label else ""
+        sha256 = digests.get(finding.weights, "")
+        found += [Alert(rule, message, file, sha256, part) for rule, message in _broken(finding)]
+    return found + [Alert(item.rule, item.message, item.file, whole, item.file) for item in report.static]
+
+
+def failure_alert(failure: Failure) -> Alert:
+    """What kept a checkpoint from being scanned; nothing can accept it."""
+    return Alert(failure.rule, failure.message, "", "", f"{failure.path}\n{failure.message}")
+
+
+def _digest(*parts: str) -> str:
+    text = "\n".join(parts).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).hexdigest()
 
 
 def _broken(finding: Finding) -> list[tuple[str, str]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, NotScannable
 from backdrift.io.inventory import MAX_DEPTH, MAX_FILES
-from backdrift.io.leftovers import PICKLES
+from backdrift.io.leftovers import OTHER_FORMATS, PICKLES
 
 MARKS = ("model_index.json", "config.json")
-WEIGHTS = (*PICKLES, ".safetensors", ".onnx", ".gguf", ".dduf", ".flashpack", ".h5", ".msgpack")
+WEIGHTS = (*PICKLES, ".safetensors", *OTHER_FORMATS)
 
 
 def find_checkpoints(folder: str | Path) -> list[Path]:
@@ -37,7 +37,8 @@ def find_checkpoints(folder: str | Path) -> list[Path]:
         seen += len(entries)
         if seen > MAX_FILES or depth > MAX_DEPTH:
             raise CheckpointError(
-                f"{folder} holds more than {MAX_FILES} entries or {MAX_DEPTH} levels; name its parts"
+                f"{folder} holds more than {MAX_FILES} entries or {MAX_DEPTH} levels; name its parts",
+                "BD109",
             )
         if any(_is_mark(entry.name) for entry in entries if not entry.is_dir()):
             found.append(here)
@@ -61,4 +62,4 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as items:
             return list(items)
     except OSError as error:
-        raise CheckpointError(f"cannot list {folder}: {error.strerror}") from None
+        raise CheckpointError(f"cannot list {folder}: {error.strerror}", "BD108") from None

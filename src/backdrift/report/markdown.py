@@ -24,7 +24,7 @@ def render_markdown(document: ScanDocument) -> str:
         lines += [_row(report) for report in document.reports]
     for failure in document.failures:
         lines += ["", f"**NOT SCANNED** {_plain(failure.path)}: {_plain(failure.message)} "]
-        lines[-1] += f"(exit code {failure.exit_code})"
+        lines[-1] += f"({failure.rule}, exit code {failure.exit_code})"
     for report in document.reports:
         lines += ["", f"### {_plain(report.subject.path)}", "", *_details(report)]
     if document.notices:
@@ -52,8 +52,8 @@ def _details(report: Report) -> list[str]:
     lines = [_plain(report.advice), ""]
     accepted = {item.fingerprint: item for item in report.accepted}
     for alert in alerts(report):
-        line = f"- **{alert.rule} {RULES[alert.rule].name}** ({alert.level}), {_plain(alert.file)}: "
-        line += _plain(alert.message)
+        place = ", ".join(filter(None, (alert.level, alert.part or alert.file)))
+        line = f"- **{alert.rule} {RULES[alert.rule].name}** ({_plain(place)}): {_plain(alert.message)}"
         if alert.fingerprint in accepted:
             item = accepted[alert.fingerprint]
             line += f" *Accepted until {item.expires}:* {_plain(item.reason)}"

@@ -9,9 +9,10 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from backdrift.core.alerts import Alert, alerts
-from backdrift.core.results import Acceptance, Failure, Report, ScanDocument
+from backdrift.core.alerts import Alert, alerts, failure_alert
+from backdrift.core.results import Failure, Report, ScanDocument
 from backdrift.core.rules import RULES, Rule
+from backdrift.core.static import Acceptance
 from backdrift.report.json import portable
 from backdrift.report.text import headline, visible
 
@@ -28,8 +29,9 @@ def render_sarif(document: ScanDocument) -> str:
 
     A verdict that is open is a result of level warning, although SARIF has the kind ``open`` for it: with
     that kind no level is allowed, and viewers leave such results out. NO EVIDENCE is no result; verdicts
-    and scores of all models stand in the properties of the run. What could not be scanned is a
-    notification of the invocation. Accepted findings are suppressed results.
+    and scores of all models stand in the properties of the run. What could not be scanned is a result of
+    the rule that stopped the scan, and a notification of the invocation. Accepted findings are suppressed
+    results.
 
     Locations are relative to the working directory, which in a job is that of the repository. GitHub
     needs a line, and weights have none: it is always the first.
@@ -39,7 +41,10 @@ def render_sarif(document: ScanDocument) -> str:
         "invocations": [_invocation(document)],
         "originalUriBaseIds": {ROOT: {"description": {"text": "The working directory of the scan."}}},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(report, alert) for report in document.reports for alert in alerts(report)],
+        "results": [
+            *(_result(report, alert) for report in document.reports for alert in alerts(report)),
+            *(_refused(failure) for failure in document.failures),
+        ],
         "properties": {"models": [_model(report) for report in document.reports]},
     }
     tree = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
@@ -99,20 +104,36 @@ def _failed(failure: Failure) -> dict[str, Any]:
 
 def _result(report: Report, alert: Alert) -> dict[str, Any]:
     item = next((a for a in report.accepted if a.fingerprint == alert.fingerprint), None)
-    name = os.path.basename(os.path.abspath(report.subject.path))
-    text = visible(f"{RULES[alert.rule].summary} {name}, {alert.file}: {alert.message}", _MAX_MESSAGE)
+    file = f", {alert.file}" if alert.file else ""
+    return {
+        **_common(
+            alert, f"{_name(report.subject.path)}{file}", os.path.join(report.subject.path, alert.file)
+        ),
+        "suppressions": [_suppression(item)] if item else [],
+        "properties": {"sha256": alert.sha256, "declared": report.subject.declared},
+    }
+
+
+def _refused(failure: Failure) -> dict[str, Any]:
+    return _common(failure_alert(failure), _name(failure.path), failure.path)
+
+
+def _name(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))
+
+
+def _common(alert: Alert, subject: str, path: str) -> dict[str, Any]:
+    text = f"{RULES[alert.rule].summary} {subject}: {alert.message}"
     return {
         "ruleId": alert.rule,
         "ruleIndex": list(RULES).index(alert.rule),
         "level": alert.level,
-        "message": {"text": text},
-        "locations": [_location(os.path.join(report.subject.path, alert.file))],
+        "message": {"text": visible(text, _MAX_MESSAGE)},
+        "locations": [_location(path)],
         "partialFingerprints": {
             "primaryLocationLineHash": alert.fingerprint,  # the only one that GitHub reads
             "ruleAndWeights/v1": alert.fingerprint,
         },
-        "suppressions": [_suppression(item)] if item else [],
-        "properties": {"sha256": alert.sha256, "declared": report.subject.declared},
     }
 
 
