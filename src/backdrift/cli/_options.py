@@ -38,6 +38,10 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
     return found
 
 
+_PIECE = 1000
+"""Characters that a pipe takes whole: an unbuffered Python drops the rest of a write that was cut short."""
+
+
 def write_text(text: str, path: Path | None) -> None:
     """To standard output, or to a file by way of a temporary one; to a pipe or device directly.
 
@@ -65,7 +69,8 @@ def _print(text: str) -> None:
     if sys.stdout is None:
         raise OSError(errno.EBADF, "it is closed")
     try:
-        sys.stdout.write(text)
+        for start in range(0, len(text), _PIECE):
+            sys.stdout.write(text[start : start + _PIECE])
         sys.stdout.flush()
     except OSError:
         forget_output()
