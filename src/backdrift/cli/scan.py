@@ -5,10 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backdrift.cli._isolated import (
+    AllowPickle,
+    Classes,
+    InProcess,
+    Isolation,
+    MaxMemory,
+    MaxParams,
+    MaxSize,
+    Timeout,
+)
 from backdrift.cli._options import (
     BatchSize,
     Device,
@@ -49,6 +59,16 @@ def main(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load plan and cost; no weight is read.")
     ] = False,
+    static_only: Annotated[
+        bool, typer.Option("--static-only", help="Files, configs and headers; the model is not run.")
+    ] = False,
+    classes: Classes = None,
+    allow_pickle: AllowPickle = False,
+    timeout: Timeout = None,
+    max_params: MaxParams = None,
+    max_size: MaxSize = None,
+    max_memory: MaxMemory = None,
+    in_process: InProcess = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="More.")] = 0,
     quiet: Quiet = False,
     seed: Seed = 0,
@@ -60,16 +80,27 @@ def main(
     from backdrift.core.results import ScanDocument, combined_exit_code
 
     wanted = outputs(formats, output)
+    isolation = Isolation(
+        in_process, allow_pickle, timeout, max_params, max_size, max_memory, classes or []
+    )
+    isolation.check()
+    if static_only:
+        from backdrift.cli._static import look
+
+        return look(models, isolation.bounds, wanted, verbose, quiet)
     build("detection", detector, {**settings(option), "budget": budget})
     if dry_run:
-        return _dry_run(models, detector, budget, settings(option))
-    check_device(device)
+        return _dry_run(models, detector, budget, settings(option), isolation)
+    if device != "cpu":
+        check_device(device)
     if evidence is not None and evidence.exists() and not _is_empty_folder(evidence):
         raise ValueError(f"{evidence} is no empty folder: name a new one for the evidence")
     document = ScanDocument(reports=[], exit_code=0)
     codes = []
     for path in models:
-        report = _scan(path, document, detector, budget, settings(option), seed, device, batch_size, quiet)
+        how = {"detector": detector, "budget": budget, "options": settings(option), "seed": seed}
+        how |= {"device": device, "batch_size": batch_size}
+        report = _scan(path, document, isolation, how, quiet)
         if report is None:
             codes.append(document.failures[-1].exit_code)
             continue
@@ -115,12 +146,8 @@ def outputs(formats: list[str] | None, output: Path | None) -> list[tuple[str, P
 def _scan(
     path: str,
     document: ScanDocument,
-    detector: str,
-    budget: str,
-    options: dict[str, str],
-    seed: int,
-    device: str,
-    batch_size: int,
+    isolation: Isolation,
+    how: dict[str, Any],
     quiet: bool,
 ) -> Report | None:
     from backdrift.cli._progress import progress_bar
@@ -128,22 +155,12 @@ def _scan(
     from backdrift.io.errors import CheckpointError
 
     try:
-        from backdrift.scanner import scan
-
         with progress_bar(Path(path).name, quiet) as progress:
-            return scan(
-                path,
-                detector=detector,
-                budget=budget,
-                seed=seed,
-                device=device,
-                batch_size=batch_size,
-                options=options,
-                progress=progress,
-                command=shlex.join(["backdrift", *sys.argv[1:]]),
-            )
+            command = shlex.join(["backdrift", *sys.argv[1:]])
+            return isolation.scan(path, progress, **how, command=command)
     except CheckpointError as error:
-        document.failures.append(Failure(path=path, message=str(error), exit_code=error.exit_code))
+        failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
+        document.failures.append(failure)
     except Exception as error:  # whatever a model does, the others keep their verdicts
         message = " ".join(f"{type(error).__name__}: {error}".split())
         document.failures.append(Failure(path=path, message=message, exit_code=2))
@@ -182,7 +199,9 @@ def _save(
             typer.echo(f"wrote {evidence}", err=True)
 
 
-def _dry_run(models: list[str], detector: str, budget: str, options: dict[str, str]) -> int:
+def _dry_run(
+    models: list[str], detector: str, budget: str, options: dict[str, str], isolation: Isolation
+) -> int:
     from backdrift.core.registry import build
     from backdrift.core.results import combined_exit_code
     from backdrift.detection._base import BUDGETS
@@ -193,7 +212,7 @@ def _dry_run(models: list[str], detector: str, budget: str, options: dict[str, s
     codes = []
     for path in models:
         try:
-            planned = plan(path)
+            planned = plan(path, isolation.bounds)
         except CheckpointError as error:
             typer.echo(f"backdrift: {error}", err=True)
             codes.append(error.exit_code)
