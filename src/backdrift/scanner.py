@@ -25,7 +25,7 @@ from backdrift.core.results import (
 )
 from backdrift.core.static import StaticFinding
 from backdrift.detection._base import BUDGETS, Detection
-from backdrift.io.errors import NotScannable
+from backdrift.io.errors import NoSuchClass, NotScannable
 from backdrift.io.load import distinct_candidates, load
 from backdrift.io.plan import LoadPlan, plan
 from backdrift.io.weights import Bounds, WeightPlan
@@ -83,7 +83,7 @@ def scan(
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded; its ``exit_code`` says which kind it is.
-        ValueError: an unknown detector, budget, option or class.
+        ValueError: an unknown detector, budget or option.
     """
     judge = build("detection", detector, {**(options or {}), "budget": budget})
     started, begun = _now(), time.monotonic()
@@ -142,7 +142,7 @@ def scan(
 def _labels(planned: LoadPlan, classes: Sequence[int]) -> list[int | None]:
     if not planned.classes:
         if classes:
-            raise ValueError("--class: the model is not class-conditional")
+            raise NoSuchClass("--class: the model is not class-conditional")
         return [None]
     if not classes and planned.classes > MOST_CLASSES:
         raise NotScannable(

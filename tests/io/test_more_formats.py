@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
-from backdrift.io.errors import CheckpointError, NotScannable
+from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.io.weights import Bounds
@@ -153,9 +153,9 @@ def test_a_class_must_be_chosen_and_exist(classes: Path, pipeline: Path, edit: A
     assert plan(classes).classes == 3
     with pytest.raises(NotScannable, match="class-conditional"):
         load(plan(classes))
-    with pytest.raises(ValueError, match="classes 0 to 2"):
+    with pytest.raises(NoSuchClass, match="classes 0 to 2"):
         load(plan(classes), label=3)
-    with pytest.raises(ValueError, match="no classes"):
+    with pytest.raises(NoSuchClass, match="no classes"):
         load(plan(pipeline), label=0)
     edit(classes / "unet" / "config.json", class_embed_type="identity")
     with pytest.raises(NotScannable, match="class_embed_type"):

@@ -30,16 +30,6 @@ print(json.dumps({
 """
 _DIFFUSERS = "from diffusers import UNet2DModel; print('{}')"
 _VISION = "import torch, torchvision; from torchvision.ops import nms; print('{}')"
-_MEMORY = """
-import resource
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-try:
-    bytearray(2 << 30)
-except MemoryError:
-    print("{}")
-"""
-_PROCESSOR = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (60, 60)); print('{}')"
-_DESCRIPTORS = "import os; os.stat('/proc/self/fd/0'); print('{}')"
 
 
 class State(StrEnum):
@@ -184,15 +174,21 @@ def extras() -> Iterator[Found]:
 
 
 def limits() -> Iterator[Found]:
-    """What the platform can hold a scan to."""
-    for what, code in (
-        ("memory limit of a process", _MEMORY),
-        ("processor time limit of a process", _PROCESSOR),
-        ("descriptors by name (/proc/self/fd)", _DESCRIPTORS),
-    ):
-        answer, _ = in_child(code)
-        held = answer is not None
-        yield Found(State.OK if held else State.ABSENT, what, "" if held else "run scans in a container")
+    """What the platform enforces on the process that scans."""
+    from backdrift.io.errors import CheckpointError
+    from backdrift.isolation.parent import probe
+
+    try:
+        rows = probe()
+    except (CheckpointError, OSError) as error:
+        fix = "scan with --in-process, in a container that you can throw away"
+        yield Found(State.BROKEN, f"scans get no process of their own: {error}", fix)
+        return
+    for row in rows:
+        if row.held:
+            yield Found(State.OK, f"limit on {row.name}: {row.detail}")
+        else:
+            yield Found(State.ABSENT, f"limit on {row.name}: {row.detail}", "scan strangers in a container")
 
 
 def files() -> Iterator[Found]:

@@ -81,16 +81,22 @@ def settings_of(report: Report) -> dict[str, Any]:
     return {**kept, "device": report.environment.device}
 
 
-def settings_now(config: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
-    """The same of a run that is about to begin; ``config`` as ``Report.config`` has it."""
+def settings_now(how: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The same of a run that is about to begin.
+
+    Args:
+        how: ``detector``, ``budget``, ``batch_size``, ``seed`` and ``device``.
+        options: of the detector.
+    """
     from backdrift.core.environment import environment
 
+    config = {name: how[name] for name in ("detector", "budget", "batch_size")}
     return {
         "schema_version": SCHEMA_VERSION,
         "version": metadata.version("backdrift"),
-        "config": config,
-        "seeds": {"scan": seed},
-        "device": environment(device).device,
+        "config": {**config, **options},
+        "seeds": {"scan": how["seed"]},
+        "device": environment(how["device"]).device,
     }
 
 

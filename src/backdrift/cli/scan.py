@@ -5,10 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backdrift.cli._isolated import (
+    AllowPickle,
+    Classes,
+    InProcess,
+    Isolation,
+    MaxMemory,
+    MaxParams,
+    MaxSize,
+    Timeout,
+)
 from backdrift.cli._options import BatchSize, Device, Options, Quiet, Seed, check_device, settings
 from backdrift.cli._outputs import below, check_evidence, outputs, save
 from backdrift.core.rules import Level
@@ -58,6 +68,16 @@ def main(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load plan and cost; no weight is read.")
     ] = False,
+    static_only: Annotated[
+        bool, typer.Option("--static-only", help="Files, configs and headers; the model is not run.")
+    ] = False,
+    classes: Classes = None,
+    allow_pickle: AllowPickle = False,
+    timeout: Timeout = None,
+    max_params: MaxParams = None,
+    max_size: MaxSize = None,
+    max_memory: MaxMemory = None,
+    in_process: InProcess = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="More.")] = 0,
     quiet: Quiet = False,
     seed: Seed = 0,
@@ -67,25 +87,34 @@ def main(
     """Scan checkpoints for backdoors in their starting noise."""
     from backdrift.cli._gate import Gate
     from backdrift.cli._resume import Kept, settings_now
+    from backdrift.cli._static import look
     from backdrift.core.registry import build
     from backdrift.core.results import combined_exit_code
 
     wanted = outputs(formats, output)
     if evidence is not None:
         check_evidence(evidence)
+    isolation = Isolation(
+        in_process, allow_pickle, timeout, max_params, max_size, max_memory, classes or []
+    )
+    isolation.check()
+    gate = Gate(fail_on, strict, exit_zero, baseline)
+    models = below(models) if recursive else models
+    if static_only:
+        _needs_a_scan(evidence=evidence, baseline=baseline, resume=resume, strict=strict or None)
+        return look(models, isolation.bounds, wanted, verbose, quiet, fail_on, exit_zero)
     options = settings(option)
     build("detection", detector, {**options, "budget": budget})
-    gate = Gate(fail_on, strict, exit_zero, baseline)
-    models = models if not recursive else below(models)
     if dry_run:
-        return _dry_run(models, detector, budget, options)
-    check_device(device)
-    config = {"detector": detector, "budget": budget, "batch_size": batch_size, **options}
-    kept = Kept(resume, settings_now(config, seed, device)) if resume is not None else None
+        return _dry_run(models, detector, budget, options, isolation)
+    if device != "cpu":
+        check_device(device)
+    how = {"detector": detector, "budget": budget, "batch_size": batch_size, "seed": seed, "device": device}
+    kept = None if resume is None else Kept(resume, settings_now(how, options), isolation.classes)
     for path in models:
         report = kept.find(path) if kept else None
         if report is None:
-            report = _scan(path, gate.document, detector, budget, options, seed, device, batch_size, quiet)
+            report = _scan(path, gate.document, isolation, {**how, "options": options}, quiet)
             if report is not None and kept:
                 kept.keep(report)
         elif not quiet:
@@ -95,15 +124,17 @@ def main(
     return combined_exit_code([document.exit_code, *save(document, wanted, evidence, verbose, quiet)])
 
 
+def _needs_a_scan(**given: object) -> None:
+    name = next((name for name, value in given.items() if value is not None), None)
+    if name is not None:
+        raise ValueError(f"--{name} is about verdicts, and --static-only gives none: leave one out")
+
+
 def _scan(
     path: str,
     document: ScanDocument,
-    detector: str,
-    budget: str,
-    options: dict[str, str],
-    seed: int,
-    device: str,
-    batch_size: int,
+    isolation: Isolation,
+    how: dict[str, Any],
     quiet: bool,
 ) -> Report | None:
     from backdrift.cli._progress import progress_bar
@@ -111,24 +142,12 @@ def _scan(
     from backdrift.io.errors import CheckpointError
 
     try:
-        from backdrift.scanner import scan
-
         with progress_bar(Path(path).name, quiet) as progress:
-            return scan(
-                path,
-                detector=detector,
-                budget=budget,
-                seed=seed,
-                device=device,
-                batch_size=batch_size,
-                options=options,
-                progress=progress,
-                command=shlex.join(["backdrift", *sys.argv[1:]]),
-            )
+            command = shlex.join(["backdrift", *sys.argv[1:]])
+            return isolation.scan(path, progress, **how, command=command)
     except CheckpointError as error:
-        document.failures.append(
-            Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
-        )
+        failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
+        document.failures.append(failure)
     except Exception as error:  # whatever a model does, the others keep their verdicts
         message = " ".join(f"{type(error).__name__}: {error}".split())
         document.failures.append(Failure(path=path, message=message, exit_code=2))
@@ -136,7 +155,9 @@ def _scan(
     return None
 
 
-def _dry_run(models: list[str], detector: str, budget: str, options: dict[str, str]) -> int:
+def _dry_run(
+    models: list[str], detector: str, budget: str, options: dict[str, str], isolation: Isolation
+) -> int:
     from backdrift.core.registry import build
     from backdrift.core.results import combined_exit_code
     from backdrift.detection._base import BUDGETS
@@ -147,7 +168,7 @@ def _dry_run(models: list[str], detector: str, budget: str, options: dict[str, s
     codes = []
     for path in models:
         try:
-            planned = plan(path)
+            planned = plan(path, isolation.bounds)
         except CheckpointError as error:
             typer.echo(f"backdrift: {error}", err=True)
             codes.append(error.exit_code)

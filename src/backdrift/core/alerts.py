@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backdrift.core.results import Failure, Finding, Report, Verdict
@@ -92,6 +93,11 @@ def open_alerts(report: Report) -> list[Alert]:
     return [alert for alert in alerts(report) if alert.fingerprint not in accepted]
 
 
+def reaches(levels: Iterable[Level], fail_on: Level) -> bool:
+    """Whether any level is at least as grave as ``fail_on``."""
+    return any(LEVELS.index(level) >= LEVELS.index(fail_on) for level in levels)
+
+
 def exit_code(report: Report, *, fail_on: Level = "error", strict: bool = False) -> int:
     """What a scan of this checkpoint ends with.
 
@@ -105,6 +111,6 @@ def exit_code(report: Report, *, fail_on: Level = "error", strict: bool = False)
     """
     twos = {UNDECIDED, UNCALIBRATED} if strict else {UNDECIDED}
     left = open_alerts(report)
-    if any(a.rule not in twos and LEVELS.index(a.level) >= LEVELS.index(fail_on) for a in left):
+    if reaches([alert.level for alert in left if alert.rule not in twos], fail_on):
         return 1
     return 2 if any(alert.rule in twos for alert in left) else 0

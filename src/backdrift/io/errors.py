@@ -53,3 +53,12 @@ class NoSuchCheckpoint(CheckpointError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "BD111")
+
+
+class NoSuchClass(CheckpointError):
+    """The model is not conditioned on the class that was asked for."""
+
+    exit_code = 4
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "BD004")

@@ -18,7 +18,7 @@ from backdrift.core.results import NotScanned
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.static import StaticFinding
 from backdrift.io.configs import SchedulePlan
-from backdrift.io.errors import CheckpointError, NotScannable, shown
+from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable, shown
 from backdrift.io.plan import LoadPlan
 from backdrift.io.tensors import ContentHash, read_tensors
 from backdrift.io.weights import WeightPlan
@@ -47,7 +47,7 @@ def load(
         CheckpointError: weights that do not fit the config, are not finite, or changed meanwhile; a
             config that gives no working network.
         NotScannable: a noise schedule that leaves no signal, or classes and no ``label``.
-        ValueError: no such class.
+        NoSuchClass: it is not in that range.
     """
     candidate = candidate or plan.candidates[0]
     _check_label(plan, label)
@@ -84,7 +84,7 @@ def _check_label(plan: LoadPlan, label: int | None) -> None:
         raise NotScannable("the model is class-conditional; of the commands only scan covers it (--class)")
     if label is not None and not 0 <= label < plan.classes:
         many = f"classes 0 to {plan.classes - 1}" if plan.classes else "no classes"
-        raise ValueError(f"no class {label}: the model has {many}")
+        raise NoSuchClass(f"no class {label}: the model has {many}")
 
 
 def read_schedule(plan: SchedulePlan) -> NoiseSchedule:
