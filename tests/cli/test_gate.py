@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import date, timedelta
 from importlib import resources
@@ -27,6 +28,9 @@ from report.test_sarif import SCHEMA as SARIF
 from tiny import tiny_checkpoint
 
 SHIPPED = Path(str(resources.files("backdrift").joinpath("models")))
+TIMES = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\+00:00|Z| UTC)|(?<=seconds)[\"\s:]*(</dt><dd>)?\s*[\d.]+(e-\d+)?"
+)
 LATER = str(date.today() + timedelta(days=30))
 
 
@@ -68,6 +72,20 @@ def test_every_format_of_a_real_scan_validates(cli: Any, place: Path, tmp_path: 
     assert [r["ruleId"] for r in log["runs"][0]["results"]] == ["BD003", "BD001"]
     assert "**BACKDOORED**" in (tmp_path / "markdown").read_text()
     assert (tmp_path / "html").read_text().count("<img") >= 8
+
+
+@pytest.mark.slow
+def test_the_same_scan_gives_the_same_bytes(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every format, twice, apart from times."""
+    names = ("json", "sarif", "markdown", "html", "text")
+    found = []
+    for run in ("first", "second"):
+        monkeypatch.chdir(tiny_checkpoint(tmp_path / run / "model").parent)
+        assert cli("scan", "model", "--budget", "quick", *(f"--format={n}={n}" for n in names)).code == 0
+        found.append({name: TIMES.sub("", Path(name).read_text()) for name in names})
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

@@ -121,11 +121,12 @@ f.onload = () => {{
 </script>"""
 
 
-def browse(profile: Path, page: Path, *options: str) -> str:
+def browse(profile: Path, page: Path | str, *options: str) -> str:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
     quiet = "--disable-background-networking --disable-component-update --disable-sync"
     command = [str(BROWSER), *flags.split(), *quiet.split(), f"--user-data-dir={profile}", *options]
-    done = subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=90, text=True)
+    address = page if isinstance(page, str) else page.as_uri()
+    done = subprocess.run([*command, address], check=True, capture_output=True, timeout=90, text=True)
     return done.stdout
 
 
