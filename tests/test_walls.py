@@ -88,6 +88,10 @@ HEAVY = (
         "from backdrift.cli.main import call; assert call(['restore', '--help']) == 0",
         "from backdrift.cli.main import call; assert call(['--version']) == 0",
         "from backdrift.cli.main import call; assert call(['list']) == 0",
+        "from backdrift.cli.main import call; assert call(['rules']) == 0",
+        "from backdrift.cli.main import call; assert call(['explain', 'BD001']) == 0",
+        "from backdrift.cli.main import call; assert call(['baseline', '--help']) == 0",
+        "from backdrift.cli._checks import CHECKS, packages; list(packages())",
         "from backdrift.cli.main import call; assert call(['scan', '--no-such-option']) == 4",
         "from backdrift.core.rules import RULES; assert RULES",
     ],
@@ -101,7 +105,8 @@ def test_what_needs_no_torch_imports_none(code: str) -> None:
 
 def test_reports_and_plans_need_no_torch() -> None:
     names = "backdrift.report.formats, backdrift.io.plan, backdrift.isolation.parent"
-    done = python(f"import {names}, sys; assert 'torch' not in sys.modules")
+    schema = "from backdrift.cli.main import call; assert call(['schema']) == 0"
+    done = python(f"import {names}, sys; {schema}; assert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr
 
 

@@ -8,11 +8,12 @@ from datetime import date
 from markdown_it import MarkdownIt
 
 from backdrift.core.alerts import alerts
-from backdrift.core.results import Failure, Verdict
+from backdrift.core.results import Failure, ScanDocument, Verdict
 from backdrift.core.static import Acceptance
 from backdrift.report.markdown import render_markdown
 
 from .sample import document, report
+from .test_sarif import SEEN
 
 TRICKS = (
     "<script>alert(1)</script> ![x](https://evil.example/x.png) [a](javascript:b) `c` **d** | e\n# f\n"
@@ -51,6 +52,10 @@ def test_it_says_what_matters() -> None:
     page = draw(render_markdown(whole))
     assert page.count("<tr>") == 3
     words = re.sub(r"<[^>]*>", "", page)
+    only_looked = ScanDocument(reports=[], inspections=[SEEN], exit_code=0)
+    assert "BD102 code-in-checkpoint (warning, unet/model.py): a program" in re.sub(
+        r"<[^>]*>", "", draw(render_markdown(only_looked))
+    )
     for part in ("BD001 backdoored (error, unet/", "Accepted until 2027-01-31", "known", "NOT SCANNED bad"):
         assert part in words
     assert "baseline: nothing here matches" in words

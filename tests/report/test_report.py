@@ -17,7 +17,7 @@ from PIL import Image
 
 from backdrift.core.alerts import alerts
 from backdrift.core.results import Failure, ScanDocument, Verdict
-from backdrift.core.static import Acceptance
+from backdrift.core.static import Acceptance, Limit, StaticFinding
 from backdrift.report.console import render_console
 from backdrift.report.formats import FORMATS, render
 from backdrift.report.html import render_html
@@ -48,6 +48,25 @@ def test_html_shows_the_verdict_and_whole_pictures(verdict: Verdict) -> None:
     assert "default-src 'none'" in page
     assert "<script" not in page
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", page)
+
+
+def test_findings_about_files_and_limits_are_shown() -> None:
+    found = report().model_copy(
+        update={
+            "static": [
+                StaticFinding.of("BD101", HOSTILE, "a pickle file"),
+                StaticFinding.of("BD308", "", "x"),
+            ],
+            "limits": [Limit(name="network", held=False, detail="no filter here")],
+        }
+    )
+    page, text = render_html(document(found)), render_console(document(found), width=300)
+    assert "BD101 warning" in page
+    assert "network (not enforced)" in page
+    assert "<img src=x" not in page
+    assert "BD308 warning: the model: x" in text
+    assert "\x1b" not in text
+    assert "Files and limits" not in render_html(document())
 
 
 def test_html_escapes_what_comes_from_a_model() -> None:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from backdrift.core.alerts import alerts
-from backdrift.core.results import Failure, Finding, Report, ScanDocument, Verdict
+from backdrift.core.results import Failure, Finding, Inspection, Report, ScanDocument, Verdict
 from backdrift.core.static import Acceptance, StaticFinding
 from backdrift.report.sarif import render_sarif
 
@@ -22,6 +22,16 @@ from .test_report import HOSTILE
 SCHEMA = json.loads((Path(__file__).parent / "sarif-2.1.0" / "schema.json").read_text())
 FAILED = Failure(path="models/bad", message="only pickle weights", exit_code=3, rule="BD101")
 CODE = StaticFinding.of("BD102", "unet/model.py", "a program; it was not run")
+SEEN = Inspection(
+    path="models/seen",
+    format="DDPMPipeline",
+    declared=False,
+    weights=[],
+    sample_shape=(1, 8, 8),
+    static=[CODE],
+    not_measured=[],
+    exit_code=0,
+)
 
 
 def run_of(whole: ScanDocument) -> dict[str, Any]:
@@ -47,6 +57,7 @@ def uncalibrated(verdict: Verdict = Verdict.NO_EVIDENCE) -> Report:
         (document(uncalibrated(Verdict.BACKDOORED)), ["BD001", "BD003"]),
         (document(bare_report(), report()), ["BD002", "BD003", "BD001"]),
         (document(report(static=[CODE])), ["BD001", "BD102"]),
+        (ScanDocument(reports=[], inspections=[SEEN], exit_code=0), ["BD102"]),
         (document(report(), failures=[FAILED]), ["BD001", "BD101"]),
         (ScanDocument(reports=[], failures=[FAILED], exit_code=3), ["BD101"]),
     ],

@@ -10,7 +10,7 @@ import typer
 from backdrift.cli._options import write_text
 
 if TYPE_CHECKING:
-    from backdrift.core.results import Inspection
+    from backdrift.core.results import Inspection, ScanDocument
     from backdrift.core.rules import Level
     from backdrift.io.weights import Bounds
 
@@ -41,11 +41,9 @@ def look(
     from backdrift.core.results import Failure, ScanDocument, combined_exit_code
     from backdrift.io.errors import CheckpointError
     from backdrift.io.plan import inspect
-    from backdrift.report.json import render_json
 
-    other = next((name for name, _ in wanted if name not in ("text", "json")), None)
-    if other is not None:
-        raise ValueError(f"--static-only writes text and json, not {other}")
+    if any(name == "html" for name, _ in wanted):
+        raise ValueError("--static-only writes text, json, sarif and markdown, not html")
     document = ScanDocument(reports=[], exit_code=0)
     for path in models:
         try:
@@ -59,13 +57,21 @@ def look(
     codes = [0 if exit_zero else item.exit_code for item in document.inspections]
     document.exit_code = combined_exit_code([*codes, *(item.exit_code for item in document.failures)])
     for name, place in wanted:
-        if name == "json":
-            text = render_json(document)
-        else:
-            text = "\n".join(line for item in document.inspections for line in _lines(item, verbose))
+        text = _rendered(document, name, verbose)
         if (text and not quiet) or place is not None:
             write_text(text, place)
     return document.exit_code
+
+
+def _rendered(document: ScanDocument, name: str, verbose: int) -> str:
+    from backdrift.report.json import render_json
+    from backdrift.report.markdown import render_markdown
+    from backdrift.report.sarif import render_sarif
+
+    machine = {"json": render_json, "sarif": render_sarif, "markdown": render_markdown}
+    if name in machine:
+        return machine[name](document)
+    return "\n".join(line for item in document.inspections for line in _lines(item, verbose))
 
 
 def _lines(item: Inspection, verbose: int) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from backdrift.core.results import Failure, Finding, Report, Verdict
+from backdrift.core.results import Failure, Finding, Inspection, Report, Verdict
 from backdrift.core.rules import RULES, Level
 
 LEVELS: tuple[Level, ...] = ("note", "warning", "error")
@@ -60,6 +60,11 @@ def alerts(report: Report) -> list[Alert]:
         sha256 = digests.get(finding.weights, "")
         found += [Alert(rule, message, file, sha256, part) for rule, message in _broken(finding)]
     return found + [Alert(item.rule, item.message, item.file, whole, item.file) for item in report.static]
+
+
+def inspection_alerts(seen: Inspection) -> list[Alert]:
+    """Alerts of a look at files alone; no weights were read, so that a place stands for them."""
+    return [Alert(f.rule, f.message, f.file, "", f"{seen.path}\n{f.file}") for f in seen.static]
 
 
 def failure_alert(failure: Failure) -> Alert:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickletools
 import re
 import zipfile
+from pathlib import Path
 from typing import IO
 
 from backdrift.io.errors import CheckpointError, NotScannable, shown
+from backdrift.io.files import opened
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_MEMBERS = 20_000
@@ -34,6 +37,12 @@ _MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment|"
     r"\.data/serialization_id)"
 )
+
+
+def check_pickle_file(path: Path) -> None:
+    """:func:`check_pickle` for the file at ``path`` (links resolved)."""
+    with opened(path) as (fd, _), os.fdopen(os.dup(fd), "rb") as file:
+        check_pickle(file, path.name)
 
 
 def check_pickle(file: IO[bytes], name: str) -> None:

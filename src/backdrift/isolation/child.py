@@ -35,6 +35,10 @@ def main(job: dict[str, Any]) -> None:
         if job["task"] == "probe":
             send(wire.frame(wire.DONE, wire.to_json([limit.model_dump() for limit in held])))
         elif job["task"] == "convert":
+            from backdrift.io.pickles import check_pickle_file
+
+            check_pickle_file(_path(job))  # what is hostile does not even meet torch
+
             from backdrift.io.convert import convert
 
             convert(_path(job), job["descriptor"], job["size"])

@@ -159,6 +159,16 @@ class _Run:
             raise self._died(code)
         return found
 
+    def _failure(self, payload: bytes) -> CheckpointError:
+        if os.environ.get("BACKDRIFT_DEBUG"):
+            sys.stderr.write(self.tail.decode("utf-8", "replace"))
+        facts = json.loads(payload)
+        if facts["rule"] == "BD007":
+            return self._no_memory()
+        error = CheckpointError(str(facts["message"]), str(facts["rule"]))
+        error.exit_code = facts["exit_code"] if facts["exit_code"] in (3, 4) else 2
+        return error
+
     @contextmanager
     def _started(self, place: str, descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
         process = subprocess.Popen(
@@ -215,14 +225,6 @@ class _Run:
         done, total, text = _checked(wire.read_progress, payload)
         if self.progress is not None:
             self.progress(done, total, printable(text)[:200])
-
-    def _failure(self, payload: bytes) -> CheckpointError:
-        facts = json.loads(payload)
-        if facts["rule"] == "BD007":
-            return self._no_memory()
-        error = CheckpointError(str(facts["message"]), str(facts["rule"]))
-        error.exit_code = facts["exit_code"] if facts["exit_code"] in (3, 4) else 2
-        return error
 
     def _died(self, code: int) -> CheckpointError:
         words = self.tail.decode("utf-8", "replace").strip().splitlines()

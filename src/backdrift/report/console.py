@@ -21,6 +21,7 @@ from backdrift.report.text import (
     visible,
 )
 
+_MOST_FILES = 5
 _STYLES = {
     Verdict.BACKDOORED: "bold red",
     Verdict.NO_EVIDENCE: "bold blue",
@@ -77,6 +78,7 @@ def _print_single(console: Console, report: Report) -> None:
         "calibration": _calibration(calibration),
         "detector": detector,
         "declared": _declared(report),
+        "files": _files(report),
         "not measured": _not_measured(report),
         "evaluations": f"{report.cost.evaluations:,} of {limit:,}",
         "seconds": f"{report.cost.seconds:.1f}",
@@ -121,7 +123,8 @@ def _print_many(console: Console, reports: list[Report]) -> None:
         finding = headline(report)
         remarks = (
             f"declared: {_declared(report)}; detector: {finding.detector if finding else 'none'}, "
-            f"{report.cost.evaluations:,} evaluations; not measured: {_not_measured(report)}"
+            f"{report.cost.evaluations:,} evaluations; files: {_files(report)}; "
+            f"not measured: {_not_measured(report)}"
         )
         if report.accepted:
             remarks += f"; accepted: {_accepted(report)}"
@@ -178,10 +181,17 @@ def _not_measured(report: Report) -> str:
     return "; ".join(f"{part.what} ({part.why})" for part in report.not_measured) or "nothing"
 
 
+def _files(report: Report) -> str:
+    """The gravest findings about files; the rest is in the JSON."""
+    listed = [f"{f.rule} {f.level}: {f.file or 'the model'}: {f.message}" for f in report.static]
+    more = [f"and {len(listed) - _MOST_FILES:,} more"] if len(listed) > _MOST_FILES else []
+    return "; ".join([*listed[:_MOST_FILES], *more]) or "no findings"
+
+
 def _number_or_dash(value: float | None) -> str:
     return "-" if value is None else number(value)
 
 
 def _failure_line(failure: Failure) -> Text:
-    message = f"  {failure.path}: {failure.message} (exit code {failure.exit_code})"
+    message = f"  {failure.path}: {failure.message} ({failure.rule}, exit code {failure.exit_code})"
     return Text.assemble(("NOT SCANNED", "bold"), visible(message))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdrift.core.alerts import alerts
+from backdrift.core.alerts import Alert, alerts, inspection_alerts
 from backdrift.core.results import Report, ScanDocument
 from backdrift.core.rules import RULES
 from backdrift.report.text import false_positive_rate, headline, number, visible
@@ -22,6 +22,9 @@ def render_markdown(document: ScanDocument) -> str:
         lines += ["| model | verdict | score | threshold | false positives | exit code |"]
         lines += ["|---|---|--:|--:|---|--:|"]
         lines += [_row(report) for report in document.reports]
+    for seen in document.inspections:
+        lines += ["", f"### {_plain(seen.path)}", "", "Files only: the model was not run.", ""]
+        lines += [_line(alert, alert.file) for alert in inspection_alerts(seen)] or ["- No findings."]
     for failure in document.failures:
         lines += ["", f"**NOT SCANNED** {_plain(failure.path)}: {_plain(failure.message)} "]
         lines[-1] += f"({failure.rule}, exit code {failure.exit_code})"
@@ -52,8 +55,7 @@ def _details(report: Report) -> list[str]:
     lines = [_plain(report.advice), ""]
     accepted = {item.fingerprint: item for item in report.accepted}
     for alert in alerts(report):
-        place = ", ".join(filter(None, (alert.level, alert.part or alert.file)))
-        line = f"- **{alert.rule} {RULES[alert.rule].name}** ({_plain(place)}): {_plain(alert.message)}"
+        line = _line(alert, alert.part or alert.file)
         if alert.fingerprint in accepted:
             item = accepted[alert.fingerprint]
             line += f" *Accepted until {item.expires}:* {_plain(item.reason)}"
@@ -64,6 +66,11 @@ def _details(report: Report) -> list[str]:
     lines.append(f"- Not measured: {_plain(left, 2000)}")
     lines += [f"- {_plain(w.file)}: SHA-256 `{w.sha256}`" for w in report.subject.weights]
     return lines
+
+
+def _line(alert: Alert, place: str) -> str:
+    where = ", ".join(filter(None, (alert.level, place)))
+    return f"- **{alert.rule} {RULES[alert.rule].name}** ({_plain(where)}): {_plain(alert.message)}"
 
 
 def _plain(text: str, limit: int = _MAX_CHARACTERS) -> str:

@@ -9,8 +9,8 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
-from backdrift.core.alerts import Alert, alerts, failure_alert
-from backdrift.core.results import Failure, Report, ScanDocument
+from backdrift.core.alerts import Alert, alerts, failure_alert, inspection_alerts
+from backdrift.core.results import Failure, Inspection, Report, ScanDocument
 from backdrift.core.rules import RULES, Rule
 from backdrift.core.static import Acceptance
 from backdrift.report.json import portable
@@ -43,6 +43,7 @@ def render_sarif(document: ScanDocument) -> str:
         "columnKind": "unicodeCodePoints",
         "results": [
             *(_result(report, alert) for report in document.reports for alert in alerts(report)),
+            *(_seen(seen, alert) for seen in document.inspections for alert in inspection_alerts(seen)),
             *(_refused(failure) for failure in document.failures),
         ],
         "properties": {"models": [_model(report) for report in document.reports]},
@@ -112,6 +113,10 @@ def _result(report: Report, alert: Alert) -> dict[str, Any]:
         "suppressions": [_suppression(item)] if item else [],
         "properties": {"sha256": alert.sha256, "declared": report.subject.declared},
     }
+
+
+def _seen(seen: Inspection, alert: Alert) -> dict[str, Any]:
+    return _common(alert, _name(seen.path), os.path.join(seen.path, alert.file))
 
 
 def _refused(failure: Failure) -> dict[str, Any]:
