@@ -22,10 +22,11 @@ from backdrift.core.results import (
     Subject,
     Verdict,
     Weights,
+    combined_exit_code,
 )
 from backdrift.core.static import StaticFinding
 from backdrift.detection._base import BUDGETS, Detection
-from backdrift.io.errors import NoSuchClass, NotScannable
+from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable
 from backdrift.io.load import distinct_candidates, load
 from backdrift.io.plan import LoadPlan, plan
 from backdrift.io.weights import Bounds, WeightPlan
@@ -79,7 +80,8 @@ def scan(
         command: recorded in the report; the Python call when empty.
 
     Returns:
-        The report; ``report.evidence`` holds the images.
+        The report; ``report.evidence`` holds the images. Weights that cannot be loaded beside others
+        that can are a finding in ``static``, and no less than exit code 2.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded; its ``exit_code`` says which kind it is.
@@ -93,8 +95,16 @@ def scan(
     static = [*planned.static, *_variants(candidates)]
     weights: list[Weights] = []
     detections: list[Detection] = []
+    failures: list[CheckpointError] = []
     for candidate, label in product(candidates, labels):
-        model = load(planned, candidate, device, label)
+        try:
+            model = load(planned, candidate, device, label)
+        except NoSuchClass:
+            raise
+        except CheckpointError as error:
+            failures.append(error)
+            static.append(StaticFinding.of(error.rule, candidate.name, str(error)))
+            continue
         model.batch_size = batch_size
         size = sum(p.numel() for p in model.network.parameters())
         origin = model.origin
@@ -106,6 +116,8 @@ def scan(
             detections.append(judge(model, seed=seed, progress=progress))
         del model
     findings = [d.finding for d in detections]
+    if not findings:
+        raise failures[0]
     worst = _worst(findings)
     return Report(
         version=metadata.version("backdrift"),
@@ -114,7 +126,7 @@ def scan(
         command=command or f"backdrift.scan({str(path)!r}, budget={budget!r}, seed={seed})",
         subject=_subject(planned, weights),
         verdict=worst.verdict,
-        exit_code=EXIT_CODES[worst.verdict],
+        exit_code=combined_exit_code([EXIT_CODES[worst.verdict], *(2 for _ in failures)]),
         uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
         advice=ADVICE[worst.verdict],
         findings=findings,

@@ -25,6 +25,7 @@ from backdrift.cli import (
 
 EXIT_ERROR = 2
 EXIT_USAGE = 4
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="backdrift",
@@ -72,6 +73,8 @@ def call(arguments: list[str]) -> int:
         if os.environ.get("BACKDRIFT_DEBUG"):
             raise
         return _fail(_line(error), int(getattr(error, "exit_code", _code_of(error))))
+    if code == _INTERRUPTED:
+        return _fail("interrupted", EXIT_ERROR)
     return code if isinstance(code, int) else 0
 
 
