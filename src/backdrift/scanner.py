@@ -10,10 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from backdrift.core.alerts import exit_code
 from backdrift.core.environment import environment
+from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.core.results import (
-    EXIT_CODES,
     Cost,
     Evidence,
     Finding,
@@ -25,7 +26,7 @@ from backdrift.core.results import (
 )
 from backdrift.core.static import StaticFinding
 from backdrift.detection._base import BUDGETS, Detection
-from backdrift.io.errors import NoSuchClass, NotScannable
+from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable
 from backdrift.io.load import distinct_candidates, load
 from backdrift.io.plan import LoadPlan, plan
 from backdrift.io.weights import Bounds, WeightPlan
@@ -79,7 +80,8 @@ def scan(
         command: recorded in the report; the Python call when empty.
 
     Returns:
-        The report; ``report.evidence`` holds the images.
+        The report; ``report.evidence`` holds the images. Weights that cannot be loaded beside others
+        that can are a finding in ``static``, and no less than exit code 2.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded; its ``exit_code`` says which kind it is.
@@ -93,28 +95,31 @@ def scan(
     static = [*planned.static, *_variants(candidates)]
     weights: list[Weights] = []
     detections: list[Detection] = []
+    failures: list[CheckpointError] = []
     for candidate, label in product(candidates, labels):
-        model = load(planned, candidate, device, label)
+        model = _loaded(planned, candidate, device, label)
+        if isinstance(model, CheckpointError):
+            failures.append(model)
+            static.append(StaticFinding.of(model.rule, candidate.name, str(model)))
+            continue
         model.batch_size = batch_size
-        size = sum(p.numel() for p in model.network.parameters())
-        origin = model.origin
-        static += [f for f in origin.findings if f not in static]
-        weights.append(
-            Weights(file=origin.weights, sha256=origin.sha256, dtype=origin.dtype, parameters=size)
-        )
+        static += [f for f in model.origin.findings if f not in static]
+        weights.append(_weights(model))
         with model.frozen():
             detections.append(judge(model, seed=seed, progress=progress))
         del model
     findings = [d.finding for d in detections]
+    if not findings:
+        raise failures[0]
     worst = _worst(findings)
-    return Report(
+    report = Report(
         version=metadata.version("backdrift"),
         started=started,
         finished=_now(),
         command=command or f"backdrift.scan({str(path)!r}, budget={budget!r}, seed={seed})",
         subject=subject_of(planned, weights),
         verdict=worst.verdict,
-        exit_code=EXIT_CODES[worst.verdict],
+        exit_code=0,
         uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
         advice=ADVICE[worst.verdict],
         findings=findings,
@@ -137,6 +142,26 @@ def scan(
         ),
         evidence=_evidence(detections),
     )
+    report.exit_code = exit_code(report)
+    return report
+
+
+def _loaded(
+    planned: LoadPlan, candidate: WeightPlan, device: str, label: int | None
+) -> DiffusionModel | CheckpointError:
+    """The model, or what is wrong with these weights."""
+    try:
+        return load(planned, candidate, device, label)
+    except NoSuchClass:
+        raise
+    except CheckpointError as error:
+        return error
+
+
+def _weights(model: DiffusionModel) -> Weights:
+    size = sum(p.numel() for p in model.network.parameters())
+    origin = model.origin
+    return Weights(file=origin.weights, sha256=origin.sha256, dtype=origin.dtype, parameters=size)
 
 
 def _labels(planned: LoadPlan, classes: Sequence[int]) -> list[int | None]:

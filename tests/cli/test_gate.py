@@ -19,7 +19,7 @@ from backdrift.cli.main import call
 from backdrift.core.alerts import alerts, exit_code
 from backdrift.core.results import Verdict
 from backdrift.core.rules import RULES
-from backdrift.core.static import Acceptance
+from backdrift.core.static import Acceptance, StaticFinding
 from backdrift.io.discover import find_checkpoints
 from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, NotScannable
 from backdrift.report.json import schema
@@ -127,7 +127,7 @@ def test_a_baseline_from_report_to_expiry(cli: Any, place: Path, tmp_path: Path)
     assert bad["accepted"][0]["reason"] == "our own red team"
     text = cli(*arguments(place, "--baseline", accepted, "-q", "--format", f"text={tmp_path / 't'}"))
     assert text.code == 0
-    assert "our own red team" in (tmp_path / "t").read_text()
+    assert "our own red team" in " ".join((tmp_path / "t").read_text().split())
 
     old = {**entry, "expires": "2026-01-01"}
     other = {**entry, "fingerprint": "0" * 64, "model": "gone"}
@@ -251,6 +251,17 @@ def test_the_exit_code_of_a_report() -> None:
             loud = 1 if level == "note" else base
             assert exit_code(unlike, fail_on=level) == loud
             assert exit_code(unlike, fail_on=level, strict=True) == (base or 2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "default", "warning"), [("BD105", 1, 1), ("BD102", 0, 1), ("BD401", 2, 2), ("BD403", 0, 0)]
+)
+def test_what_the_files_show_counts(rule: str, default: int, warning: int) -> None:
+    """A file that is not what it says is a finding; damaged weights are an answer that is missing."""
+    one = report(Verdict.NO_EVIDENCE, static=[StaticFinding.of(rule, "a file", "odd")])
+    assert (exit_code(one), exit_code(one, fail_on="warning")) == (default, warning)
+    bad = report(static=[StaticFinding.of(rule, "a file", "odd")])
+    assert exit_code(bad) == 1
 
 
 def test_accepting_one_finding_accepts_no_other() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,25 @@ def test_detect_is_isolated_too(cli: Any, model: Path, weights: Path, method: st
     weights.write_bytes(weights.read_bytes()[:-10])
     ran = cli("detect", method, model, "--budget", "quick", isolated=True)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the child")
+def test_an_interrupted_scan_ends_its_process_and_writes_nothing(model: Path, tmp_path: Path) -> None:
+    report, scratch = tmp_path / "r.json", tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "backdrift", "scan", str(model), "--budget", "deep", "-o", str(report)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)}
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        end = time.monotonic() + 60
+        while not children.read_text().split() and time.monotonic() < end:
+            time.sleep(0.1)
+        (child,) = children.read_text().split()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "backdrift: interrupted")
+    assert "Traceback" not in err
+    assert not Path("/proc", child).exists()
+    assert [p.name for p in tmp_path.iterdir() if p.name != "model"] == ["scratch"]
+    assert list(scratch.iterdir()) == []

@@ -111,11 +111,17 @@ def exit_code(report: Report, *, fail_on: Level = "error", strict: bool = False)
         strict: an uncalibrated answer is a 2.
 
     Returns:
-        1 for an open alert of that level, but for those that mean 2: an open INCONCLUSIVE and, with
-        ``strict``, an open lack of calibration; else 0. ``fail_on`` never hides a 2.
+        1 for an open alert of that level, but for those that mean 2: an open INCONCLUSIVE, weights beside
+        the others that are damaged and have no verdict, and, with ``strict``, an open lack of
+        calibration; else 0. ``fail_on`` never hides a 2.
     """
-    twos = {UNDECIDED, UNCALIBRATED} if strict else {UNDECIDED}
     left = open_alerts(report)
-    if reaches([alert.level for alert in left if alert.rule not in twos], fail_on):
+    twos = [alert for alert in left if _is_no_answer(alert, strict)]
+    if reaches([alert.level for alert in left if alert not in twos], fail_on):
         return 1
-    return 2 if any(alert.rule in twos for alert in left) else 0
+    return 2 if twos else 0
+
+
+def _is_no_answer(alert: Alert, strict: bool) -> bool:
+    damaged = alert.level == "error" and alert.rule.startswith(("BD2", "BD3", "BD4"))
+    return damaged or alert.rule == UNDECIDED or (strict and alert.rule == UNCALIBRATED)
