@@ -180,7 +180,7 @@ class Child:
     def run(self, monkeypatch: pytest.MonkeyPatch) -> CheckpointError:
         monkeypatch.setattr(parent, "_BOOT", "import os, sys; sys.stdin.buffer.readline(); " + self.code)
         with pytest.raises(CheckpointError) as caught:
-            backdrift.scan_isolated("x", limits=Limits(seconds=30))
+            backdrift.scan_isolated("x", limits=Limits(seconds=2 if "sleep" in self.code else 60))
         assert str(caught.value).isprintable()
         assert caught.value.exit_code == 2
         return caught.value
@@ -211,6 +211,7 @@ def sends(kind: str, payload: bytes) -> str:
         (sends("A", b'{"shapes": {}}\n') + ";" + sends("D", b"null"), "no valid report"),
         (sends("A", b'{"shapes": {"trigger": [1, -1]}}\n') + ";" + sends("D", b"null"), "no valid report"),
         (sends("D", b"null"), "without a report"),
+        ("import time; os.close(1); os.close(2); time.sleep(60)", "longer than 2 s"),
     ],
 )
 def test_whatever_the_child_sends_there_is_one_line(

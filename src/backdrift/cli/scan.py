@@ -139,7 +139,7 @@ def _scan(
 ) -> Report | None:
     from backdrift.cli._progress import progress_bar
     from backdrift.core.results import Failure
-    from backdrift.io.errors import CheckpointError
+    from backdrift.io.errors import CheckpointError, printable
 
     try:
         with progress_bar(Path(path).name, quiet) as progress:
@@ -149,7 +149,7 @@ def _scan(
         failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
         document.failures.append(failure)
     except Exception as error:  # whatever a model does, the others keep their verdicts
-        message = " ".join(f"{type(error).__name__}: {error}".split())
+        message = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         document.failures.append(Failure(path=path, message=message, exit_code=2))
     typer.echo(f"backdrift: {document.failures[-1].message}", err=True)
     return None

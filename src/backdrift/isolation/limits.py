@@ -13,6 +13,7 @@ from backdrift.core.static import Limit
 from backdrift.isolation import seccomp
 
 GIB = 1 << 30
+_RESERVED = 4 * GIB
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _REFUSED_EVENTS = frozenset(
     {"ftplib.connect", "http.client.connect", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn",
@@ -20,7 +21,8 @@ _REFUSED_EVENTS = frozenset(
      "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "urllib.Request", "webbrowser.open"}
 )  # fmt: skip
 _SECRETS = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE|COOKIE", re.IGNORECASE)
-_OFFLINE = {
+_SET = {
+    "MALLOC_ARENA_MAX": "4",  # each reserves address space, and there would be eight for every core
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -36,7 +38,8 @@ class Limits:
     """What a scan may use.
 
     Args:
-        memory: bytes of address space; None is what the machine or its container has.
+        memory: bytes of address space; None is what the machine or its container has, and 4 GiB that
+            libraries reserve and do not use.
         seconds: wall clock for one model.
     """
 
@@ -44,8 +47,8 @@ class Limits:
     seconds: float = 24 * 3600.0
 
 
-def machine_memory() -> int | None:
-    """Bytes that the machine or its container has, or None when nothing says so."""
+def default_memory() -> int | None:
+    """Bytes of address space for a scan, or None when nothing says how much memory there is."""
     found = []
     for path in _CGROUP_LIMITS:
         try:
@@ -55,7 +58,8 @@ def machine_memory() -> int | None:
             continue
     with suppress(AttributeError, OSError, ValueError):
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min((value for value in found if value > 0), default=None)
+    there = min((value for value in found if value > 0), default=None)
+    return None if there is None else there + _RESERVED
 
 
 def environment() -> dict[str, str]:
@@ -65,7 +69,7 @@ def environment() -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith("PYTHON") and not _SECRETS.search(key)
     }
-    return kept | _OFFLINE
+    return kept | _SET
 
 
 def apply(memory: int | None, seconds: float, device: str, output: bool = False) -> list[Limit]:

@@ -22,7 +22,7 @@ from backdrift.io.errors import CheckpointError, printable, shown
 from backdrift.io.plan import unet_pickles
 from backdrift.io.weights import Bounds
 from backdrift.isolation import wire
-from backdrift.isolation.limits import GIB, Limits, environment, machine_memory
+from backdrift.isolation.limits import GIB, Limits, default_memory, environment
 
 Progress = Callable[[int, int, str], None]
 
@@ -129,7 +129,7 @@ class _Run:
         progress: Progress | None = None,
     ) -> None:
         self.limits, self.end, self.progress = limits, end, progress
-        self.memory = limits.memory or machine_memory()
+        self.memory = limits.memory or default_memory()
         absolute = os.path.abspath(path)
         self.job = {
             **job,
@@ -154,7 +154,7 @@ class _Run:
                     raise _checked(self._failure, payload)
                 else:
                     found.append((kind, payload))
-            code = process.wait()
+            code = self._wait(process)
         if code != 0 or not found or found[-1][0] != wire.DONE:
             raise self._died(code)
         return found
@@ -206,11 +206,7 @@ class _Run:
             while selector.get_map():
                 left = self.end - time.monotonic()
                 if left <= 0:
-                    raise CheckpointError(
-                        f"the scan took longer than {self.limits.seconds:g} s and was ended; raise "
-                        "--timeout or choose a smaller --budget",
-                        "BD006",
-                    )
+                    raise self._too_long()
                 for key, _ in selector.select(left):
                     data = os.read(key.fd, _CHUNK)
                     if not data:
@@ -220,6 +216,19 @@ class _Run:
                     else:
                         buffer += data
                         yield from _checked(lambda b: list(wire.frames(b)), buffer)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        try:
+            return process.wait(max(0.0, self.end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise self._too_long() from None
+
+    def _too_long(self) -> CheckpointError:
+        return CheckpointError(
+            f"the scan took longer than {self.limits.seconds:g} s and was ended; raise --timeout or "
+            "choose a smaller --budget",
+            "BD006",
+        )
 
     def _show(self, payload: bytes) -> None:
         done, total, text = _checked(wire.read_progress, payload)
