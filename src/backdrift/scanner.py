@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import product
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backdrift.core.environment import environment
+from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.core.results import (
     EXIT_CODES,
@@ -96,14 +97,10 @@ def scan(
     weights: list[Weights] = []
     detections: list[Detection] = []
     failures: list[CheckpointError] = []
-    for candidate, label in product(candidates, labels):
-        try:
-            model = load(planned, candidate, device, label)
-        except NoSuchClass:
-            raise
-        except CheckpointError as error:
-            failures.append(error)
-            static.append(StaticFinding.of(error.rule, candidate.name, str(error)))
+    for name, model in _models(planned, candidates, labels, device):
+        if isinstance(model, CheckpointError):
+            failures.append(model)
+            static.append(StaticFinding.of(model.rule, name, str(model)))
             continue
         model.batch_size = batch_size
         size = sum(p.numel() for p in model.network.parameters())
@@ -162,6 +159,22 @@ def _labels(planned: LoadPlan, classes: Sequence[int]) -> list[int | None]:
             "with --class"
         )
     return list(dict.fromkeys(classes)) or list(range(planned.classes))
+
+
+def _models(
+    planned: LoadPlan, candidates: Sequence[WeightPlan], labels: Sequence[int | None], device: str
+) -> Iterator[tuple[str, DiffusionModel | CheckpointError]]:
+    """Every model in turn with the name of its weights, or why it cannot be loaded."""
+    for candidate, label in product(candidates, labels):
+        found: DiffusionModel | CheckpointError
+        try:
+            found = load(planned, candidate, device, label)
+        except NoSuchClass:
+            raise
+        except CheckpointError as error:
+            found = error
+        yield candidate.name, found
+        del found  # one model in memory at a time
 
 
 def _variants(candidates: Sequence[WeightPlan]) -> list[StaticFinding]:
