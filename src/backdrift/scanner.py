@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import product
@@ -96,11 +96,10 @@ def scan(
     weights: list[Weights] = []
     detections: list[Detection] = []
     failures: list[CheckpointError] = []
-    for candidate, label in product(candidates, labels):
-        model = _loaded(planned, candidate, device, label)
+    for name, model in _models(planned, candidates, labels, device):
         if isinstance(model, CheckpointError):
             failures.append(model)
-            static.append(StaticFinding.of(model.rule, candidate.name, str(model)))
+            static.append(StaticFinding.of(model.rule, name, str(model)))
             continue
         model.batch_size = batch_size
         static += [f for f in model.origin.findings if f not in static]
@@ -146,18 +145,6 @@ def scan(
     return report
 
 
-def _loaded(
-    planned: LoadPlan, candidate: WeightPlan, device: str, label: int | None
-) -> DiffusionModel | CheckpointError:
-    """The model, or what is wrong with these weights."""
-    try:
-        return load(planned, candidate, device, label)
-    except NoSuchClass:
-        raise
-    except CheckpointError as error:
-        return error
-
-
 def _weights(model: DiffusionModel) -> Weights:
     size = sum(p.numel() for p in model.network.parameters())
     origin = model.origin
@@ -175,6 +162,22 @@ def _labels(planned: LoadPlan, classes: Sequence[int]) -> list[int | None]:
             "with --class"
         )
     return list(dict.fromkeys(classes)) or list(range(planned.classes))
+
+
+def _models(
+    planned: LoadPlan, candidates: Sequence[WeightPlan], labels: Sequence[int | None], device: str
+) -> Iterator[tuple[str, DiffusionModel | CheckpointError]]:
+    """Every model in turn with the name of its weights, or why it cannot be loaded."""
+    for candidate, label in product(candidates, labels):
+        found: DiffusionModel | CheckpointError
+        try:
+            found = load(planned, candidate, device, label)
+        except NoSuchClass:
+            raise
+        except CheckpointError as error:
+            found = error
+        yield candidate.name, found
+        del found  # one model in memory at a time
 
 
 def _variants(candidates: Sequence[WeightPlan]) -> list[StaticFinding]:
