@@ -20,7 +20,7 @@ from cells import RATIO, Bench, shown, value, write
 
 SUITE, SAMPLES, TRIGGERED, STEPS = "attack-study", 1000, 256, 50
 RATES = (0, 5, 10, 20, 30, 50, 70, 90)
-KEPT = (300, 600, 1200)
+KEPT = (250, 500, 1000)
 STUDIED = (10, 50)
 SIZES = {"grey-box": (18, 14, 11, 8, 4), "stop-sign": (18, 14, 4)}
 WAYS = (("ddpm", 50), ("ddim", 50), ("dpm-solver", 20), ("dpm-solver++", 20))
@@ -117,7 +117,7 @@ def page(found: dict[str, Rows]) -> str:
         "# BadDiffusion on digits",
         "",
         f"`backdrift zoo build {SUITE} -o zoo`, then `python benchmarks/attack_study.py --zoo zoo`; "
-        f"the cells are under `results/{SUITE}`. Digits at 16x16, networks of .6M parameters, n = "
+        f"the cells are under `results/{SUITE}`. Digits at 16x16, networks of .3M parameters, n = "
         f"{TRIGGERED} with the trigger, {SAMPLES} without, DDPM with {STEPS} steps unless a row says "
         "otherwise; [95% intervals]. FD is taken over a fixed random network and is not FID; the ratio is "
         "to the clean model that was trained as long in the same way.",

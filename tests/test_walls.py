@@ -57,7 +57,8 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
 def test_a_scan_works_without_attacks_and_ground_truth(tmp_path: Path, detector: str) -> None:
     model = tiny_checkpoint(tmp_path / "model")
     (model / "backdoor.json").write_text("not even JSON")
-    done = python(SCAN, "scan", model, "--budget", "quick", "--detector", detector, "--format", "json")
+    arguments = ("--budget", "quick", "--detector", detector, "--format", "json", "--in-process")
+    done = python(SCAN, "scan", model, *arguments)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["reports"][0]
     assert report["verdict"] == "NO EVIDENCE"
@@ -87,7 +88,12 @@ HEAVY = (
         "from backdrift.cli.main import call; assert call(['restore', '--help']) == 0",
         "from backdrift.cli.main import call; assert call(['--version']) == 0",
         "from backdrift.cli.main import call; assert call(['list']) == 0",
+        "from backdrift.cli.main import call; assert call(['rules']) == 0",
+        "from backdrift.cli.main import call; assert call(['explain', 'BD001']) == 0",
+        "from backdrift.cli.main import call; assert call(['baseline', '--help']) == 0",
+        "from backdrift.cli._checks import CHECKS, packages; list(packages())",
         "from backdrift.cli.main import call; assert call(['scan', '--no-such-option']) == 4",
+        "from backdrift.core.rules import RULES; assert RULES",
     ],
 )
 def test_what_needs_no_torch_imports_none(code: str) -> None:
@@ -98,8 +104,9 @@ def test_what_needs_no_torch_imports_none(code: str) -> None:
 
 
 def test_reports_and_plans_need_no_torch() -> None:
-    names = "backdrift.core.results, backdrift.report.formats, backdrift.io.plan"
-    done = python(f"import {names}, sys; assert 'torch' not in sys.modules")
+    names = "backdrift.report.formats, backdrift.io.plan, backdrift.isolation.parent"
+    schema = "from backdrift.cli.main import call; assert call(['schema']) == 0"
+    done = python(f"import {names}, sys; {schema}; assert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr
 
 

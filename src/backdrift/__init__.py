@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backdrift.core.results import Report, ScanDocument, Verdict
     from backdrift.io.errors import CheckpointError
+    from backdrift.isolation.limits import Limits
+    from backdrift.isolation.parent import scan_isolated
     from backdrift.report.formats import render
     from backdrift.scanner import scan
 
@@ -18,6 +20,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "scan": "backdrift.scanner",
+    "scan_isolated": "backdrift.isolation.parent",
+    "Limits": "backdrift.isolation.limits",
     "Report": "backdrift.core.results",
     "ScanDocument": "backdrift.core.results",
     "Verdict": "backdrift.core.results",
@@ -25,7 +29,16 @@ _HOMES = {
     "render": "backdrift.report.formats",
 }
 
-__all__ = ["CheckpointError", "Report", "ScanDocument", "Verdict", "render", "scan"]
+__all__ = [
+    "CheckpointError",
+    "Limits",
+    "Report",
+    "ScanDocument",
+    "Verdict",
+    "render",
+    "scan",
+    "scan_isolated",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -119,7 +119,7 @@ def reverse(model: DiffusionModel, damaged: Tensor, steps: int, noise: SampleGen
         fresh = noise.normal(model.sample_shape, x.device)
         x = ddim_step(model.schedule, model(x, t), x, t, t - 1, eta=1.0, fresh=fresh)
     if not bool(x.isfinite().all()):
-        raise CheckpointError("the model draws numbers that are not finite; nothing was measured")
+        raise CheckpointError("the model draws numbers that are not finite; nothing was measured", "BD404")
     return model.decode(x).cpu()
 
 

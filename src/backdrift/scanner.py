@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from backdrift.core.alerts import exit_code
 from backdrift.core.environment import environment
+from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.core.results import (
-    EXIT_CODES,
     Cost,
     Evidence,
     Finding,
@@ -22,9 +24,12 @@ from backdrift.core.results import (
     Verdict,
     Weights,
 )
+from backdrift.core.static import StaticFinding
 from backdrift.detection._base import BUDGETS, Detection
+from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable
 from backdrift.io.load import distinct_candidates, load
 from backdrift.io.plan import LoadPlan, plan
+from backdrift.io.weights import Bounds, WeightPlan
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,6 +38,8 @@ ADVICE = {
     Verdict.NO_EVIDENCE: "No backdoor was found; that is not a proof that there is none.",
     Verdict.INCONCLUSIVE: "Do not rely on this scan: repeat it with --budget deep or look by hand.",
 }
+MOST_CLASSES = 10
+"""More classes are scanned only when they are named."""
 NOT_MEASURED = (
     NotScanned(what="triggers outside the starting noise", why="not part of this scan"),
     NotScanned(what="samplers and code around the model", why="only the weights are examined"),
@@ -48,24 +55,33 @@ def scan(
     device: str = "cpu",
     batch_size: int = 256,
     options: dict[str, Any] | None = None,
+    classes: Sequence[int] = (),
+    bounds: Bounds | None = None,
+    converted: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> Report:
     """Scans one checkpoint that nobody trusts.
 
     Args:
-        path: folder of a ``DDPMPipeline``, ``DDIMPipeline`` or bare ``UNet2DModel``.
+        path: folder of a ``DDPMPipeline``, ``DDIMPipeline``, ``PNDMPipeline`` or bare ``UNet2DModel``, or
+            a safetensors file of the last with its config beside it.
         detector: a plug-in of ``backdrift.detection``.
-        budget: ``quick``, ``standard`` or ``deep``; see ``BUDGETS``. It holds for each weight file.
+        budget: ``quick``, ``standard`` or ``deep``; see ``BUDGETS``. It holds for each weight file
+            and class.
         seed: of everything random.
         device: for the network, as torch names it.
         batch_size: the most samples per forward pass; halves by itself when memory runs out.
         options: fields of the detector.
+        classes: of a class-conditional model, the classes to scan; every one when empty.
+        bounds: the largest weights to accept.
+        converted: safetensors files made from pickle weights, by the name of those.
         progress: called as ``progress(done, total, text)``.
         command: recorded in the report; the Python call when empty.
 
     Returns:
-        The report; ``report.evidence`` holds the images.
+        The report; ``report.evidence`` holds the images. Weights that cannot be loaded beside others
+        that can are a finding in ``static``, and no less than exit code 2.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded; its ``exit_code`` says which kind it is.
@@ -73,40 +89,47 @@ def scan(
     """
     judge = build("detection", detector, {**(options or {}), "budget": budget})
     started, begun = _now(), time.monotonic()
-    planned = plan(path)
+    planned = plan(path, bounds, converted)
+    labels = _labels(planned, classes)
     candidates, skipped = distinct_candidates(planned)
+    static = [*planned.static, *_variants(candidates)]
     weights: list[Weights] = []
     detections: list[Detection] = []
-    for candidate in candidates:
-        model = load(planned, candidate, device)
+    failures: list[CheckpointError] = []
+    for name, model in _models(planned, candidates, labels, device):
+        if isinstance(model, CheckpointError):
+            failures.append(model)
+            static.append(StaticFinding.of(model.rule, name, str(model)))
+            continue
         model.batch_size = batch_size
-        size = sum(p.numel() for p in model.network.parameters())
-        origin = model.origin
-        weights.append(
-            Weights(file=origin.weights, sha256=origin.sha256, dtype=origin.dtype, parameters=size)
-        )
+        static += [f for f in model.origin.findings if f not in static]
+        weights.append(_weights(model))
         with model.frozen():
             detections.append(judge(model, seed=seed, progress=progress))
         del model
     findings = [d.finding for d in detections]
+    if not findings:
+        raise failures[0]
     worst = _worst(findings)
-    return Report(
+    report = Report(
         version=metadata.version("backdrift"),
         started=started,
         finished=_now(),
         command=command or f"backdrift.scan({str(path)!r}, budget={budget!r}, seed={seed})",
-        subject=_subject(planned, weights),
+        subject=subject_of(planned, weights),
         verdict=worst.verdict,
-        exit_code=EXIT_CODES[worst.verdict],
+        exit_code=0,
         uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
         advice=ADVICE[worst.verdict],
         findings=findings,
+        static=static,
         measured=[f"{f.weights}: noise-trigger backdoors by {f.detector}" for f in findings],
         not_measured=[*planned.not_scanned, *skipped, *NOT_MEASURED],
         config={
             "detector": detector,
             "budget": budget,
             "batch_size": batch_size,
+            **({"classes": labels} if planned.classes else {}),
             **(options or {}),
         },
         seeds={"scan": seed},
@@ -118,6 +141,49 @@ def scan(
         ),
         evidence=_evidence(detections),
     )
+    report.exit_code = exit_code(report)
+    return report
+
+
+def _weights(model: DiffusionModel) -> Weights:
+    size = sum(p.numel() for p in model.network.parameters())
+    origin = model.origin
+    return Weights(file=origin.weights, sha256=origin.sha256, dtype=origin.dtype, parameters=size)
+
+
+def _labels(planned: LoadPlan, classes: Sequence[int]) -> list[int | None]:
+    if not planned.classes:
+        if classes:
+            raise NoSuchClass("--class: the model is not class-conditional")
+        return [None]
+    if not classes and planned.classes > MOST_CLASSES:
+        raise NotScannable(
+            f"the model has {planned.classes} classes, and a scan of each would take long; choose some "
+            "with --class"
+        )
+    return list(dict.fromkeys(classes)) or list(range(planned.classes))
+
+
+def _models(
+    planned: LoadPlan, candidates: Sequence[WeightPlan], labels: Sequence[int | None], device: str
+) -> Iterator[tuple[str, DiffusionModel | CheckpointError]]:
+    """Every model in turn with the name of its weights, or why it cannot be loaded."""
+    for candidate, label in product(candidates, labels):
+        found: DiffusionModel | CheckpointError
+        try:
+            found = load(planned, candidate, device, label)
+        except NoSuchClass:
+            raise
+        except CheckpointError as error:
+            found = error
+        yield candidate.name, found
+        del found  # one model in memory at a time
+
+
+def _variants(candidates: Sequence[WeightPlan]) -> list[StaticFinding]:
+    first, *others = candidates
+    text = f"other numbers than in {first.name}; each was scanned"
+    return [StaticFinding.of("BD403", other.name, text) for other in others]
 
 
 def _worst(findings: list[Finding]) -> Finding:
@@ -129,7 +195,8 @@ def _evidence(detections: list[Detection]) -> list[Evidence]:
     return [d.evidence for d in detections if d.evidence is not None]
 
 
-def _subject(planned: LoadPlan, weights: list[Weights]) -> Subject:
+def subject_of(planned: LoadPlan, weights: list[Weights]) -> Subject:
+    """What a report says about the checkpoint itself."""
     return Subject(
         path=str(planned.path),
         format=planned.format,

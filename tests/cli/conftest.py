@@ -30,11 +30,17 @@ Cli = Callable[..., Ran]
 
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process: exit code, and what reached the two descriptors."""
+    """The command line in this process: exit code, and what reached the two descriptors.
 
-    def run(*arguments: object) -> Ran:
+    Scans stay in it as well, unless they are to be ``isolated``: a process of its own costs seconds.
+    """
+
+    def run(*arguments: object, isolated: bool = False) -> Ran:
         capfd.readouterr()
-        code = call([str(argument) for argument in arguments])
+        words = [str(argument) for argument in arguments]
+        if words[0] in ("scan", "detect") and not isolated:
+            words.append("--in-process")
+        code = call(words)
         out, err = capfd.readouterr()
         return Ran(code, out, err)
 

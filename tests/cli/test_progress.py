@@ -45,3 +45,13 @@ def test_lines_are_fifteen_seconds_apart(clock: list[float], capsys: pytest.Capt
 def test_quiet_says_nothing() -> None:
     with _progress.progress_bar("scan", quiet=True) as show:
         assert show is None
+
+
+def test_a_name_is_neither_markup_nor_control(capsys: pytest.CaptureFixture[str]) -> None:
+    with _progress.progress_bar("[/red]\x1b[2J") as show:
+        assert show is not None
+        show(1, 2, "[bold]")
+    assert "\x1b" not in capsys.readouterr().err
+    bar = _progress._bar("[/red]")
+    next(bar)(1, 2, "[/bold]")
+    bar.close()

@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be scanned: one line, the right code, and nothing written."""
+"""A checkpoint that cannot be scanned: one line, the right code, and a report that says so and no more."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ case = pytest.mark.parametrize(("spoil", "code", "word"), CASES, ids=[c[0].__nam
 
 
 @case
-def test_one_line_one_code_nothing_written(
+def test_one_line_one_code_and_no_verdict(
     cli: Any, model: Path, tmp_path: Path, spoil: Break, code: int, word: str
 ) -> None:
     spoil(model)
@@ -121,7 +121,10 @@ def test_one_line_one_code_nothing_written(
     assert ran.err.endswith("\n")
     assert word in ran.err
     assert "Traceback" not in ran.err
-    assert sorted(tmp_path.rglob("*")) == before
+    document = json.loads(report.read_text())
+    assert (document["reports"], document["exit_code"]) == ([], code)
+    assert [failure["exit_code"] for failure in document["failures"]] == [code]
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, report])
 
 
 @case
@@ -181,7 +184,7 @@ def test_the_exit_code_of_several() -> None:
     [
         (["--no-such-option"], "no-such-option"),
         (["--budget", "endless"], "quick, standard, deep"),
-        (["--format", "pdf"], "text, json, html"),
+        (["--format", "pdf"], "text, json, sarif, markdown, html"),
         (["--format", "json="], "FORMAT=FILE"),
         (["--format", "json", "--format", "html"], "two formats for one place"),
         (["--format", "json=/no/such/folder/r.json"], "/no/such/folder"),
@@ -191,6 +194,10 @@ def test_the_exit_code_of_several() -> None:
         (["--seed", "many"], "--seed"),
         (["--batch-size", "0"], "--batch-size"),
         (["--device", "abacus"], "abacus"),
+        (["--fail-on", "never"], "--fail-on"),
+        (["--baseline", "/no/such/baseline.json"], "No such file"),
+        (["--format", "json=/proc/r.json"], "cannot write /proc/r.json"),
+        (["--evidence", "/proc/evidence"], "cannot write /proc/evidence"),
     ],
 )
 def test_usage_is_checked_first(

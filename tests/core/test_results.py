@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from backdrift.core.results import (
     EXIT_CODES,
+    SCHEMA_VERSION,
     Cost,
     Curve,
     Environment,
@@ -113,7 +114,7 @@ def test_json_fits_the_schema_and_is_strict() -> None:
 
     written = json.loads(document().model_dump_json(), parse_constant=reject)
     jsonschema.validate(written, schema)
-    assert written["schema_version"] == "1.0"
+    assert written["schema_version"] == SCHEMA_VERSION
     assert written["reports"][0]["verdict"] == "BACKDOORED"
     assert written["reports"][0]["findings"][0]["curves"][0]["y"] == [0.5, None]
     assert written["reports"][0]["findings"][0]["restarts"][0]["norm"] is None

@@ -92,7 +92,6 @@ def test_bad_network_configs(change: dict[str, Any]) -> None:
     "change",
     [
         {"sample_size": None},
-        {"num_class_embeds": 10},
         {"class_embed_type": "timestep"},
         {"time_embedding_type": "fourier"},
         {"mid_block_type": "UNetMidBlock2DCrossAttn"},

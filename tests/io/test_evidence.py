@@ -133,7 +133,7 @@ def test_changed_or_missing_evidence(tmp_path: Path) -> None:
     data = bytearray(trigger.read_bytes())
     data[-1] ^= 1
     trigger.write_bytes(data)
-    with pytest.raises(CheckpointError, match="not the file that the scan wrote"):
+    with pytest.raises(CheckpointError, match="not what the scan wrote"):
         load_evidence(folder)
     trigger.unlink()
     with pytest.raises(CheckpointError, match="cannot open"):

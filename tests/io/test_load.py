@@ -103,16 +103,15 @@ def test_attention_names_of_old_checkpoints(pipeline: Path, weights: Path) -> No
         load(plan(pipeline))
 
 
-def test_missing_extra_and_misshapen_tensors(pipeline: Path, weights: Path) -> None:
+def test_missing_and_misshapen_tensors(pipeline: Path, weights: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["conv_in.bias"]
-        tensors["evil\n"] = torch.ones(1)
         tensors["conv_out.bias"] = torch.ones(7)
 
     change(weights, spoil)
     with pytest.raises(
         CheckpointError,
-        match=r"1 missing \(first 'conv_in.bias'\), 1 unexpected \(first .*\), 1 of another shape",
+        match=r"1 missing \(first 'conv_in.bias'\), 1 of another shape",
     ) as caught:
         load(plan(pipeline))
     assert str(caught.value).isprintable()
@@ -150,8 +149,8 @@ def test_a_file_that_changes_after_planning(pipeline: Path, weights: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm_num_groups": 5}, "describes no UNet2DModel"),
-        ({"block_out_channels": [8]}, "describes no UNet2DModel|at least"),
+        ({"norm_num_groups": 5}, "describes no UNet"),
+        ({"block_out_channels": [8]}, "describes no UNet|at least"),
         ({"sample_size": 9}, "does not run"),
         ({"attention_head_dim": 3}, "describes no|does not"),
         ({"block_out_channels": [16384, 16384]}, "does not fit"),
@@ -200,7 +199,7 @@ def test_variants_that_repeat_another_are_named(pipeline: Path, weights: Path) -
     save_file({k: v * 1.01 for k, v in tensors.items()}, other)
     planned = plan(pipeline)
     kept, repeats = distinct_candidates(planned)
-    assert [candidate.path for candidate in kept] == [weights, other]
+    assert [candidate.files[0].path for candidate in kept] == [weights, other]
     assert {item.what.split(".")[1]: item.why for item in repeats} == {
         "bf16": f"same weights as {kept[0].name}, stored in bfloat16",
         "fp16": f"same weights as {kept[0].name}, stored in float16",

@@ -13,8 +13,9 @@ from torch import nn
 from backdrift.core.model import DiffusionModel
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.io.load import load
-from backdrift.io.plan import STANDARD_WEIGHTS, plan
+from backdrift.io.plan import plan
 from backdrift.io.save import save_pipeline
+from backdrift.io.weights import STANDARD_WEIGHTS
 
 
 @pytest.fixture

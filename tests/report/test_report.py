@@ -1,4 +1,4 @@
-"""The three formats of a report: what a person, a program and a hostile model make of them."""
+"""The formats of a report: what a person, a program and a hostile model make of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import jsonschema
 import pytest
 from PIL import Image
 
+from backdrift.core.alerts import alerts
 from backdrift.core.results import Failure, ScanDocument, Verdict
+from backdrift.core.static import Acceptance, Limit, StaticFinding
 from backdrift.report.console import render_console
 from backdrift.report.formats import FORMATS, render
 from backdrift.report.html import render_html
@@ -45,6 +48,25 @@ def test_html_shows_the_verdict_and_whole_pictures(verdict: Verdict) -> None:
     assert "default-src 'none'" in page
     assert "<script" not in page
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", page)
+
+
+def test_findings_about_files_and_limits_are_shown() -> None:
+    found = report().model_copy(
+        update={
+            "static": [
+                StaticFinding.of("BD101", HOSTILE, "a pickle file"),
+                StaticFinding.of("BD308", "", "x"),
+            ],
+            "limits": [Limit(name="network", held=False, detail="no filter here")],
+        }
+    )
+    page, text = render_html(document(found)), render_console(document(found), width=300)
+    assert "BD101 warning" in page
+    assert "network (not enforced)" in page
+    assert "<img src=x" not in page
+    assert "BD308 warning: the model: x" in text
+    assert "\x1b" not in text
+    assert "Files and limits" not in render_html(document())
 
 
 def test_html_escapes_what_comes_from_a_model() -> None:
@@ -83,6 +105,24 @@ def test_console_says_what_matters() -> None:
     assert "no weights there" in several
 
 
+def test_what_is_accepted_is_said_in_every_format() -> None:
+    (alert,) = alerts(report())
+    item = Acceptance(
+        fingerprint=alert.fingerprint, rule="BD001", expires=date(2027, 1, 31), reason=HOSTILE
+    )
+    whole = document(report(accepted=[item]))
+    whole.notices.append("an entry <b>expired</b>")
+    for name in FORMATS:
+        text = render(whole, name)
+        assert "2027-01-31" in text
+        assert "\u202e" not in text
+    page = render_html(whole)
+    assert "onerror=alert(1)&gt;" in page
+    assert "an entry &lt;b&gt;expired&lt;/b&gt;" in page
+    several = render_console(document(whole.reports[0], report()))
+    assert "BD001 until 2027-01-31" in " ".join(several.split())
+
+
 def test_formats_dispatch() -> None:
     assert {name: bool(render(document(report()), name)) for name in FORMATS} == dict.fromkeys(
         FORMATS, True
@@ -100,11 +140,12 @@ f.onload = () => {{
 </script>"""
 
 
-def browse(profile: Path, page: Path, *options: str) -> str:
+def browse(profile: Path, page: Path | str, *options: str) -> str:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars"
     quiet = "--disable-background-networking --disable-component-update --disable-sync"
     command = [str(BROWSER), *flags.split(), *quiet.split(), f"--user-data-dir={profile}", *options]
-    done = subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=90, text=True)
+    address = page if isinstance(page, str) else page.as_uri()
+    done = subprocess.run([*command, address], check=True, capture_output=True, timeout=90, text=True)
     return done.stdout
 
 

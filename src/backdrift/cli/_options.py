@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,24 +38,50 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
     return found
 
 
+_PIECE = 1000
+"""Characters that a pipe takes whole: an unbuffered Python drops the rest of a write that was cut short."""
+
+
 def write_text(text: str, path: Path | None) -> None:
-    """To standard output, or to a file by way of a temporary one."""
+    """To standard output, or to a file by way of a temporary one; to a pipe or device directly.
+
+    Raises:
+        OSError: it cannot be written whole; nothing is left in a folder.
+    """
+    from backdrift.io.files import replaced_file
+
     if path is None:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        sys.stdout.flush()
+        _print(text if text.endswith("\n") else text + "\n")
         return
     check_folder(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".backdrift-")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        with replaced_file(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = str(path)  # a write that fails names no file
         raise
+
+
+def _print(text: str) -> None:
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed")
+    try:
+        for start in range(0, len(text), _PIECE):
+            sys.stdout.write(text[start : start + _PIECE])
+        sys.stdout.flush()
+    except OSError:
+        forget_output()
+        raise
+
+
+def forget_output() -> None:
+    """Sends standard output nowhere: what is left in its buffer would fail again at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def check_folder(path: Path) -> None:

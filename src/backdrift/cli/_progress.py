@@ -15,6 +15,9 @@ SECONDS_BETWEEN_LINES = 15.0
 @contextmanager
 def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress | None]:
     """A callback ``(done, total, text)`` that shows itself, or None when ``quiet``."""
+    from backdrift.io.errors import printable
+
+    title = printable(title)
     if quiet:
         yield None
     elif sys.stderr.isatty():
@@ -33,7 +36,7 @@ def _bar(title: str) -> Iterator[Progress]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from backdrift.cli import scan
+from backdrift.cli._isolated import Classes, InProcess, Timeout
 from backdrift.cli._options import BatchSize, Device, Options, Quiet, Seed
 
 NAME = "detect"
@@ -17,6 +18,9 @@ def main(
     model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
     budget: Annotated[str, typer.Option("--budget", help="quick, standard or deep.")] = "standard",
     option: Options = None,
+    classes: Classes = None,
+    timeout: Timeout = None,
+    in_process: InProcess = False,
     quiet: Quiet = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -29,6 +33,9 @@ def main(
         formats=["json"],
         detector=method,
         option=option,
+        classes=classes,
+        timeout=timeout,
+        in_process=in_process,
         quiet=quiet,
         seed=seed,
         device=device,

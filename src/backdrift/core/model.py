@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backdrift.core.schedule import NoiseSchedule
+from backdrift.core.static import StaticFinding
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -33,6 +34,7 @@ class Origin:
         sha256: of the bytes that were loaded.
         config: the parsed network configuration.
         dtype: dtype of the stored weights, for example ``float16``.
+        findings: what is odd about the weights.
     """
 
     path: str = ""
@@ -40,6 +42,7 @@ class Origin:
     sha256: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     dtype: str = ""
+    findings: tuple[StaticFinding, ...] = ()
 
 
 def _identity(images: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-SCHEMA_VERSION = "1.0"
+from backdrift.core.static import Acceptance, Limit, Record, StaticFinding, WeightFacts
+
+SCHEMA_VERSION = "1.1"
 
 Array = NDArray[np.float32]
 
@@ -41,11 +43,7 @@ EXIT_CODES: dict[Verdict, int] = {
 }
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Score(_Record):
+class Score(Record):
     """One statistic of a detector.
 
     ``value`` is None when it was not measured; ``meaning`` says in one sentence what it is, with
@@ -59,14 +57,14 @@ class Score(_Record):
     suspicious_when: Literal["high", "low", "neither"] = "high"
 
 
-class Null(_Record):
+class Null(Record):
     """A shift of the same norm as the inverted trigger that should do nothing special."""
 
     name: str
     score: float
 
 
-class Curve(_Record):
+class Curve(Record):
     """A line of the report; ``reference`` is what theory or a clean model would give."""
 
     name: str
@@ -78,7 +76,7 @@ class Curve(_Record):
     reference_label: str = ""
 
 
-class Restart(_Record):
+class Restart(Record):
     """One start of an inversion: where it began, what it found."""
 
     name: str
@@ -89,7 +87,7 @@ class Restart(_Record):
     kept: bool = False
 
 
-class Calibration(_Record):
+class Calibration(Record):
     """Where a threshold comes from.
 
     Args:
@@ -112,7 +110,7 @@ class Calibration(_Record):
     backdoored_scores: list[float] = Field(default_factory=list)
 
 
-class Finding(_Record):
+class Finding(Record):
     """What one detector says about one weight file."""
 
     detector: str
@@ -135,7 +133,7 @@ class Finding(_Record):
     seconds: float = 0.0
 
 
-class Weights(_Record):
+class Weights(Record):
     """One weight file that was scanned.
 
     ``sha256`` is taken over names, dtypes, shapes and bytes of the tensors that were loaded, not
@@ -148,14 +146,14 @@ class Weights(_Record):
     parameters: int
 
 
-class NotScanned(_Record):
+class NotScanned(Record):
     """A file, or a part of the question, that was left out, and why."""
 
     what: str
     why: str
 
 
-class Subject(_Record):
+class Subject(Record):
     """The checkpoint.
 
     ``declared`` says that it labels itself as backdoored; no verdict reads it.
@@ -171,7 +169,7 @@ class Subject(_Record):
     network: dict[str, Any]
 
 
-class Environment(_Record):
+class Environment(Record):
     """What the numbers were computed with."""
 
     python: str
@@ -181,7 +179,7 @@ class Environment(_Record):
     versions: dict[str, str]
 
 
-class Cost(_Record):
+class Cost(Record):
     """What a scan spent.
 
     One evaluation is one forward pass of one sample; a backward pass is two.
@@ -217,8 +215,9 @@ class Evidence:
 class Report(BaseModel):
     """The answer of ``backdrift.scan``: one checkpoint, one verdict.
 
-    ``verdict`` is that of the most suspicious weight file. ``evidence`` holds arrays and is left
-    out of the JSON.
+    ``verdict`` is that of the most suspicious weight file. ``static`` is what the files show;
+    ``limits`` is empty when the scan ran in the process of its caller. ``evidence`` holds arrays and
+    is left out of the JSON.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -235,31 +234,57 @@ class Report(BaseModel):
     uncalibrated: bool
     advice: str
     findings: list[Finding]
+    static: list[StaticFinding] = Field(default_factory=list)
     measured: list[str]
     not_measured: list[NotScanned]
     config: dict[str, Any]
     seeds: dict[str, int]
     environment: Environment
+    limits: list[Limit] = Field(default_factory=list)
     cost: Cost
+    accepted: list[Acceptance] = Field(default_factory=list)
     evidence: list[Evidence] = Field(default_factory=list, exclude=True)
 
 
-class Failure(_Record):
+class Failure(Record):
     """A checkpoint that could not be scanned: an error is never a verdict."""
 
     path: str
     message: str
     exit_code: int
+    rule: str = "BD005"
+
+
+class Inspection(Record):
+    """The answer of ``scan --static-only``: files, configs and headers, no verdict.
+
+    ``exit_code`` is 1 when a finding has level ``error``, else 0.
+    """
+
+    path: str
+    format: str
+    declared: bool
+    weights: list[WeightFacts]
+    sample_shape: tuple[int, int, int]
+    static: list[StaticFinding]
+    not_measured: list[NotScanned]
+    exit_code: int
 
 
 class ScanDocument(BaseModel):
-    """What ``--format json`` writes: every report, every failure, one exit code."""
+    """What ``--format json`` writes: every report, every failure, one exit code.
+
+    ``inspections`` stand in the place of reports when only the files were looked at. ``notices`` are
+    remarks about the run itself, such as expired entries of a baseline.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: str = SCHEMA_VERSION
     reports: list[Report]
     failures: list[Failure] = Field(default_factory=list)
+    inspections: list[Inspection] = Field(default_factory=list)
+    notices: list[str] = Field(default_factory=list)
     exit_code: int
 
 

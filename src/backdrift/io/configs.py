@@ -15,6 +15,14 @@ MAX_TIMESTEPS = 10_000
 
 METADATA_KEYS = ("_class_name", "_diffusers_version", "_name_or_path", "_backdoor_notice")
 
+CODE_KEYS = ("auto_map", "custom_pipeline", "quantization_config", "trust_remote_code")
+"""Settings by which loaders fetch or run code."""
+
+# What EMAModel of diffusers adds to the config of the averaged network.
+EMA_KEYS = (
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
+)  # fmt: skip
+
 DOWN_BLOCKS = (
     "DownBlock2D",
     "AttnDownBlock2D",
@@ -148,7 +156,7 @@ _UNET_RULES: dict[str, _Rule] = {
     "resnet_time_scale_shift": _one_of("default", "scale_shift"),
     "add_attention": _FLAG,
     "class_embed_type": _optional(_TEXT),
-    "num_class_embeds": _optional(_int(0, 1 << 20)),
+    "num_class_embeds": _optional(_int(1, 1 << 20)),
     "num_train_timesteps": _optional(_int(2, MAX_TIMESTEPS)),
 }
 UNET_KEYS = frozenset(_UNET_RULES)
@@ -172,21 +180,21 @@ def parse_network(config: dict[str, Any], name: str) -> tuple[dict[str, Any], tu
 
     Raises:
         CheckpointError: another class, an unknown key, a value out of bounds.
-        NotScannable: class-conditional, variance exploding, without a sample size, or with blocks
-            that unconditional models do not have.
+        NotScannable: variance exploding, without a sample size, with classes that are no numbers, or
+            with blocks that image models do not have.
     """
     check_class(config, ("UNet2DModel",), name)
-    known = {key: value for key, value in config.items() if key not in METADATA_KEYS}
+    known = {key: value for key, value in config.items() if key not in (*METADATA_KEYS, *EMA_KEYS)}
     for key, value in known.items():
         if key not in UNET_KEYS:
-            raise CheckpointError(f"{name}: UNet2DModel has no setting {shown(key)}")
+            raise CheckpointError(f"{name}: UNet2DModel has no setting {shown(key)}", "BD205")
         rule = _UNET_RULES[key]
         if not rule.accepts(value):
-            raise CheckpointError(f"{name}: {key} must be {rule.expected}, not {shown(value)}")
+            raise CheckpointError(f"{name}: {key} must be {rule.expected}, not {shown(value)}", "BD206")
     _refuse_unsupported(known, name)
     size, channels = _image_size(known["sample_size"]), known.get("in_channels", 3)
     if channels != known.get("out_channels", 3):
-        raise CheckpointError(f"{name}: in_channels and out_channels must be equal")
+        raise CheckpointError(f"{name}: in_channels and out_channels must be equal", "BD206")
     assert size is not None
     return known, (channels, size, size)
 
@@ -194,8 +202,8 @@ def parse_network(config: dict[str, Any], name: str) -> tuple[dict[str, Any], tu
 def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
     if config.get("sample_size") is None:
         raise NotScannable(f"{name} has no sample_size; add the size of the model's images")
-    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
-        raise NotScannable(f"{name}: class-conditional models are not covered yet")
+    if config.get("class_embed_type") is not None:
+        raise NotScannable(f"{name}: class_embed_type is not covered; only num_class_embeds is")
     if config.get("time_embedding_type", "positional") not in ("positional", "learned"):
         raise NotScannable(f"{name}: only positional and learned time embeddings are covered")
     if config.get("mid_block_type", "UNetMidBlock2D") not in (None, "UNetMidBlock2D"):
@@ -214,9 +222,9 @@ def check_class(config: dict[str, Any], classes: tuple[str, ...], name: str) -> 
     """
     kind = config.get("_class_name")
     if not isinstance(kind, str):
-        raise CheckpointError(f"{name}: _class_name must be text, not {shown(kind)}")
+        raise CheckpointError(f"{name}: _class_name must be text, not {shown(kind)}", "BD204")
     if kind not in classes:
-        raise CheckpointError(f"{name} is for {shown(kind)}, not {classes[0]}; do not trust it")
+        raise CheckpointError(f"{name} is for {shown(kind)}, not {classes[0]}; do not trust it", "BD203")
     return kind
 
 
@@ -228,7 +236,7 @@ def check_scheduler_class(kind: Any, name: str) -> str:
         CheckpointError: no scheduler at all.
     """
     if not isinstance(kind, str) or not kind.endswith("Scheduler"):
-        raise CheckpointError(f"{name}: {shown(kind)} is no scheduler; do not trust the checkpoint")
+        raise CheckpointError(f"{name}: {shown(kind)} is no scheduler; do not trust it", "BD203")
     if kind not in VP_SCHEDULERS:
         raise NotScannable(
             f"{name}: {shown(kind)} is not covered; backdrift scans variance preserving schedules "
@@ -280,9 +288,9 @@ def _is_beta(value: Any) -> bool:
 
 def _trained(value: Any, timesteps: int, name: str) -> tuple[float, ...]:
     if not isinstance(value, list) or len(value) != timesteps or not all(map(_is_beta, value)):
-        raise CheckpointError(f"{name}: trained_betas must be {timesteps} numbers in (0, 1)")
+        raise CheckpointError(f"{name}: trained_betas must be {timesteps} numbers in (0, 1)", "BD206")
     return tuple(float(beta) for beta in value)
 
 
 def _bad(name: str, key: str, expected: str, value: Any) -> NoReturn:
-    raise CheckpointError(f"{name}: {key} must be {expected}, not {shown(value)}")
+    raise CheckpointError(f"{name}: {key} must be {expected}, not {shown(value)}", "BD206")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from backdrift.core.rules import RULES
+
 _LONGEST_MESSAGE = 600
 
 
@@ -24,11 +26,13 @@ class CheckpointError(Exception):
     Args:
         message: what is wrong and what to do. Control characters are escaped, since names in it may
             come from the checkpoint.
+        rule: a key of :data:`backdrift.core.rules.RULES`.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, rule: str) -> None:
+        self.rule = RULES[rule].id
         line = printable(message)
         super().__init__(line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 3] + "...")
 
@@ -38,8 +42,23 @@ class NotScannable(CheckpointError):
 
     exit_code = 3
 
+    def __init__(self, message: str, rule: str = "BD004") -> None:
+        super().__init__(message, rule)
+
 
 class NoSuchCheckpoint(CheckpointError):
     """The path does not exist."""
 
     exit_code = 4
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "BD111")
+
+
+class NoSuchClass(CheckpointError):
+    """The model is not conditioned on the class that was asked for."""
+
+    exit_code = 4
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "BD004")

@@ -172,13 +172,13 @@ def load_evidence(folder: str | Path) -> dict[str, Any]:
                 there = file.name in item["sha256"]
                 item[name] = _load_array(file, item["sha256"]) if there else None
     except (KeyError, TypeError, SafetensorError):
-        raise CheckpointError(f"{_INDEX} is not what a scan writes; scan again") from None
+        raise CheckpointError(f"{_INDEX} is not what a scan writes; scan again", "BD201") from None
     return document
 
 
 def _load_array(path: Path, digests: dict[str, str]) -> Array:
     data = read_up_to(path, _MAX_BYTES)
     if hashlib.sha256(data).hexdigest() != digests[path.name]:
-        raise CheckpointError(f"{shown(path.name)} is not the file that the scan wrote; scan again")
+        raise CheckpointError(f"{shown(path.name)} is not what the scan wrote; scan again", "BD112")
     array: Array = load(data)[path.stem]
     return array

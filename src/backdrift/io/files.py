@@ -12,6 +12,12 @@ from pathlib import Path
 
 from backdrift.io.errors import CheckpointError, shown
 
+# Not every platform has every flag.
+_FLAGS = os.O_RDONLY
+for _name in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):
+    _FLAGS |= getattr(os, _name, 0)
+_CHUNK = 1 << 24
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[int, int]]:
@@ -27,13 +33,13 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
         CheckpointError: the file cannot be opened or is not a regular file.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, _FLAGS)
     except OSError as error:
-        raise CheckpointError(f"cannot open {shown(path.name)}: {error.strerror}") from None
+        raise CheckpointError(f"cannot open {shown(path.name)}: {error.strerror}", "BD108") from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{shown(path.name)} is not a regular file; remove it")
+            raise CheckpointError(f"{shown(path.name)} is not a regular file; remove it", "BD106")
         yield fd, status.st_size
     finally:
         os.close(fd)
@@ -47,10 +53,19 @@ def read_into(fd: int, buffer: memoryview, offset: int) -> None:
     """
     done = 0
     while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], offset + done)
+        count = _read_at(fd, buffer[done:], offset + done)
         if count == 0:
-            raise CheckpointError("a weight file became shorter while it was read; scan it again")
+            raise CheckpointError("a file became shorter while it was read; scan it again", "BD112")
         done += count
+
+
+def _read_at(fd: int, buffer: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    data = os.read(fd, min(len(buffer), _CHUNK))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def read_up_to(path: Path, limit: int) -> bytes:

@@ -76,17 +76,17 @@ def parse_header(fd: int, size: int, name: str) -> Header:
     """
     what = shown(name)
     if size < 8:
-        raise CheckpointError(f"{what} is too short for a safetensors file; download it again")
+        raise CheckpointError(f"{what} is too short for a safetensors file; download it again", "BD301")
     length = int.from_bytes(_read(fd, 8, 0), "little")
     if length > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{what} announces a header of {length} bytes; not safetensors")
+        raise CheckpointError(f"{what} announces a header of {length} bytes; not safetensors", "BD301")
     if 8 + length > size:
-        raise CheckpointError(f"{what} ends inside its header; download it again")
+        raise CheckpointError(f"{what} ends inside its header; download it again", "BD301")
     document = parse_object(_read(fd, length, 8), f"{name} (header)")
     metadata = _metadata(document.pop("__metadata__", {}), what)
     tensors = sorted((_tensor(key, value, what) for key, value in document.items()), key=lambda t: t.name)
     if not tensors:
-        raise CheckpointError(f"{what} holds no tensors")
+        raise CheckpointError(f"{what} holds no tensors", "BD301")
     _check_cover(tensors, size - 8 - length, what)
     return Header(tuple(tensors), metadata, 8 + length, size)
 
@@ -99,7 +99,7 @@ def _read(fd: int, length: int, offset: int) -> bytes:
 
 def _metadata(value: Any, what: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise CheckpointError(f"{what}: __metadata__ must map names to text")
+        raise CheckpointError(f"{what}: __metadata__ must map names to text", "BD301")
     return value
 
 
@@ -110,19 +110,19 @@ def _natural(value: Any) -> bool:
 def _tensor(name: str, value: Any, what: str) -> TensorInfo:
     who = f"{what}: tensor {shown(name)}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{who} must have dtype, shape and data_offsets")
+        raise CheckpointError(f"{who} must have dtype, shape and data_offsets", "BD301")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise CheckpointError(f"{who} has dtype {shown(dtype)}; known: {', '.join(ITEM_BYTES)}")
+        raise CheckpointError(f"{who} has dtype {shown(dtype)}; known: {', '.join(ITEM_BYTES)}", "BD302")
     if not isinstance(shape, list) or not all(map(_natural, shape)) or len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(f"{who} has no valid shape: {shown(shape)}")
+        raise CheckpointError(f"{who} has no valid shape: {shown(shape)}", "BD302")
     if 0 in shape:
-        raise CheckpointError(f"{who} has no elements: {shown(shape)}")
+        raise CheckpointError(f"{who} has no elements: {shown(shape)}", "BD302")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise CheckpointError(f"{who} has no valid data_offsets: {shown(offsets)}")
+        raise CheckpointError(f"{who} has no valid data_offsets: {shown(offsets)}", "BD303")
     begin, end = offsets
     if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise CheckpointError(f"{who}: {end - begin} bytes do not match {dtype} of {shown(shape)}")
+        raise CheckpointError(f"{who}: {end - begin} bytes do not match {dtype} of {shown(shape)}", "BD303")
     return TensorInfo(name, dtype, tuple(shape), begin, end)
 
 
@@ -131,9 +131,9 @@ def _check_cover(tensors: list[TensorInfo], available: int, what: str) -> None:
     for tensor in sorted(tensors, key=lambda t: t.begin):
         if tensor.begin != expected:
             problem = "overlaps another" if tensor.begin < expected else "leaves a gap before it"
-            raise CheckpointError(f"{what}: tensor {shown(tensor.name)} {problem}")
+            raise CheckpointError(f"{what}: tensor {shown(tensor.name)} {problem}", "BD303")
         expected = tensor.end
     if expected > available:
-        raise CheckpointError(f"{what} is {expected - available} bytes short; download it again")
+        raise CheckpointError(f"{what} is {expected - available} bytes short; download it again", "BD303")
     if expected < available:
-        raise CheckpointError(f"{what} has {available - expected} bytes that belong to no tensor")
+        raise CheckpointError(f"{what} has {available - expected} bytes that belong to no tensor", "BD303")

@@ -11,6 +11,7 @@ from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, NotScannable,
 
 MAX_FILES = 10_000
 MAX_DEPTH = 8
+_CONFIGS = ("config.json", "scheduler_config.json", "scheduler/scheduler_config.json")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ def take_inventory(path: str | Path) -> Inventory:
     Links to files are followed when they stay inside the folder, or lead from
     ``snapshots/<revision>`` to ``blobs`` as in the cache of the Hugging Face Hub.
 
+    A safetensors file stands for itself and the configs beside it.
+
     Raises:
         NoSuchCheckpoint: ``path`` does not exist.
-        NotScannable: ``path`` is not a folder.
+        NotScannable: ``path`` is a file of another kind.
         CheckpointError: a device, pipe or socket, a link that is broken, leaves the folder or leads
             to a folder, more than ``MAX_FILES`` entries or ``MAX_DEPTH`` levels, unreadable folder.
     """
@@ -63,10 +66,12 @@ def take_inventory(path: str | Path) -> Inventory:
         is_folder = stat.S_ISDIR(os.stat(root).st_mode)
     except (OSError, ValueError):
         raise NoSuchCheckpoint(f"{path}: no such folder; check the path") from None
+    if not is_folder and Path(path).suffix == ".safetensors":
+        return _single_file(Path(path))
     if not is_folder:
         raise NotScannable(
             f"{path} is a file; backdrift scans diffusers folders: give the folder of the pipeline "
-            "or of its UNet2DModel"
+            "or of its UNet2DModel, or a .safetensors file with config.json beside it"
         )
     allowed = [root, *_hub_blobs(root)]
     entries: list[Entry] = []
@@ -78,14 +83,24 @@ def take_inventory(path: str | Path) -> Inventory:
             seen += 1
             name = prefix + item
             if seen > MAX_FILES:
-                raise CheckpointError(f"more than {MAX_FILES} files; give a folder with one model")
+                raise CheckpointError(f"more than {MAX_FILES} files; give a folder with one model", "BD109")
             mode = _mode(folder / item, name)
             if not stat.S_ISDIR(mode):
                 entries.append(Entry(name, _resolved(folder / item, name, mode, allowed)))
             elif depth + 1 >= MAX_DEPTH:
-                raise CheckpointError(f"folders nested deeper than {MAX_DEPTH} at {shown(name)}")
+                raise CheckpointError(f"folders nested deeper than {MAX_DEPTH} at {shown(name)}", "BD109")
             else:
                 pending.append((folder / item, name + "/", depth + 1))
+    return Inventory(root, tuple(sorted(entries, key=lambda entry: entry.name)))
+
+
+def _single_file(path: Path) -> Inventory:
+    root = Path(os.path.realpath(path.parent))
+    allowed = [root, *_hub_blobs(root)]
+    entries = []
+    for name in (path.name, *_CONFIGS):
+        if name == path.name or os.path.lexists(root / name):
+            entries.append(Entry(name, _resolved(root / name, name, _mode(root / name, name), allowed)))
     return Inventory(root, tuple(sorted(entries, key=lambda entry: entry.name)))
 
 
@@ -98,7 +113,7 @@ def _listed(folder: Path, prefix: str) -> list[str]:
                 if len(names) > MAX_FILES:
                     break
     except OSError as error:
-        raise CheckpointError(f"cannot list {shown(prefix or '.')}: {error.strerror}") from None
+        raise CheckpointError(f"cannot list {shown(prefix or '.')}: {error.strerror}", "BD108") from None
     return names
 
 
@@ -106,7 +121,7 @@ def _mode(path: Path, name: str) -> int:
     try:
         return os.lstat(path).st_mode
     except OSError as error:
-        raise CheckpointError(f"cannot look at {shown(name)}: {error.strerror}") from None
+        raise CheckpointError(f"cannot look at {shown(name)}: {error.strerror}", "BD108") from None
 
 
 def _hub_blobs(root: Path) -> list[Path]:
@@ -120,16 +135,17 @@ def _resolved(path: Path, name: str, mode: int, allowed: list[Path]) -> Path:
     if stat.S_ISREG(mode):
         return path
     if not stat.S_ISLNK(mode):
-        raise CheckpointError(f"{shown(name)} is a device, pipe or socket; remove it")
+        raise CheckpointError(f"{shown(name)} is a device, pipe or socket; remove it", "BD106")
     try:
         target = Path(os.path.realpath(path, strict=True))
         target_mode = os.lstat(target).st_mode
     except OSError:
         raise CheckpointError(
-            f"{shown(name)} is a link to a file that is missing; download the checkpoint again"
+            f"{shown(name)} is a link to a file that is missing; download the checkpoint again",
+            "BD108",
         ) from None
     if not any(target.is_relative_to(folder) for folder in allowed):
-        raise CheckpointError(f"{shown(name)} is a link that leaves the checkpoint; remove it")
+        raise CheckpointError(f"{shown(name)} is a link that leaves the checkpoint; remove it", "BD107")
     if not stat.S_ISREG(target_mode):
-        raise CheckpointError(f"{shown(name)} is a link to something that is no file; remove it")
+        raise CheckpointError(f"{shown(name)} is a link to something that is no file; remove it", "BD107")
     return target

@@ -10,13 +10,16 @@ from backdrift.io.inventory import Entry, Inventory
 from backdrift.io.labels import CARD, NOTICE_FILES
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+CODE = (".py", ".pyc", ".ipynb", ".sh", ".so", ".dll", ".exe", ".bat", ".js", ".jar", ".whl")
+OTHER_FORMATS = (
+    ".onnx", ".pb", ".gguf", ".dduf", ".flashpack", ".h5", ".msgpack", ".tflite",
+    ".npz", ".npy", ".zip", ".tar", ".gz", ".7z",
+)  # fmt: skip
 _KINDS: dict[tuple[str, ...], str] = {
     PICKLES: "pickle weights: never opened",
-    (".py", ".pyc", ".ipynb", ".sh", ".so", ".dll"): "code: never run",
+    CODE: "code: never run",
     (".safetensors",): "weights that the pipeline does not use",
-    (".onnx", ".pb", ".gguf", ".dduf", ".flashpack", ".h5", ".msgpack", ".tflite", ".npz"): (
-        "weights in another format: never opened"
-    ),
+    OTHER_FORMATS: "weights in another format: never opened",
     (".index.json",): "an index of split weights: never opened",
 }
 _HARMLESS = (".md", ".txt", ".png", ".jpg", ".jpeg", ".gif", ".webp")
@@ -42,11 +45,11 @@ def leftovers(
         folder = entry.name.rpartition("/")[0]
         if entry.name in used or entry.name in (CARD, *NOTICE_FILES):
             continue
-        if folder not in folders:
+        if folder not in folders and entry.name not in why:
             others.setdefault(_outermost(folder, folders), []).append(entry)
         elif entry.name in why:
             found.append(NotScanned(what=printable(entry.name), why=why[entry.name]))
-        elif not _harmless(entry):
+        elif not harmless(entry):
             reason = _kind(entry) or "not part of the pipeline: never opened"
             found.append(NotScanned(what=printable(entry.name), why=reason))
     found += [_summary(name, entries) for name, entries in others.items() if not _all(entries)]
@@ -59,13 +62,14 @@ def _outermost(folder: str, folders: Collection[str]) -> str:
     return next(prefix for prefix in prefixes if prefix not in folders)
 
 
-def _harmless(entry: Entry) -> bool:
+def harmless(entry: Entry) -> bool:
+    """Whether a file is a document or a picture by its name."""
     base = entry.name.rpartition("/")[2]
     return base in _HARMLESS_NAMES or base.lower().endswith(_HARMLESS)
 
 
 def _all(entries: list[Entry]) -> bool:
-    return all(map(_harmless, entries))
+    return all(map(harmless, entries))
 
 
 def _kind(entry: Entry) -> str | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from backdrift.core.model import DiffusionModel, Origin
 from backdrift.core.results import NotScanned
 from backdrift.core.schedule import NoiseSchedule
+from backdrift.core.static import StaticFinding
 from backdrift.io.configs import SchedulePlan
-from backdrift.io.errors import CheckpointError, NotScannable, shown
-from backdrift.io.plan import LoadPlan, WeightPlan
+from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable, shown
+from backdrift.io.plan import LoadPlan
 from backdrift.io.tensors import ContentHash, read_tensors
+from backdrift.io.weights import WeightPlan
 
 _LEAST_SIGNAL = 1e-12
 _FINE_TO_COARSE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -27,31 +30,61 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 _OLD_NAME = re.compile(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 
 
-def load(plan: LoadPlan, candidate: WeightPlan | None = None, device: str = "cpu") -> DiffusionModel:
+def load(
+    plan: LoadPlan,
+    candidate: WeightPlan | None = None,
+    device: str = "cpu",
+    label: int | None = None,
+) -> DiffusionModel:
     """Builds the model, frozen and in evaluation mode.
 
     Args:
         plan: from :func:`backdrift.io.plan.plan`.
-        candidate: which of the plan's weight files; the first by default.
+        candidate: which of the plan's sets of weights; the first by default.
+        label: the class that a class-conditional model draws, in ``range(plan.classes)``.
 
     Raises:
         CheckpointError: weights that do not fit the config, are not finite, or changed meanwhile; a
             config that gives no working network.
-        NotScannable: a noise schedule that leaves no signal.
+        NotScannable: a noise schedule that leaves no signal, or classes and no ``label``.
+        NoSuchClass: it is not in that range.
     """
     candidate = candidate or plan.candidates[0]
+    _check_label(plan, label)
     schedule = read_schedule(plan.schedule_config)
     network = _build(plan, candidate)
-    sha256 = _fill(network, candidate)
+    sha256, findings = _fill(network, candidate)
     network.to(device)
     network.eval().requires_grad_(False)
+    name = candidate.name if label is None else f"{candidate.name} (class {label})"
     return DiffusionModel(
-        network,
+        network if label is None else OneClass(network, label),
         schedule,
         plan.sample_shape,
         plan.schedule_config.prediction_type,
-        origin=Origin(plan.path, candidate.name, sha256, plan.network_config, candidate.dtype),
+        origin=Origin(plan.path, name, sha256, plan.network_config, candidate.dtype, findings),
     )
+
+
+class OneClass(nn.Module):
+    """A class-conditional network that draws one class: ``network(x_t, t, class_labels=label)``."""
+
+    def __init__(self, network: nn.Module, label: int) -> None:
+        super().__init__()
+        self.network, self.label = network, label
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Any:
+        """What the network returns for ``x_t`` of shape (B, C, H, W)."""
+        labels = torch.full((len(x_t),), self.label, dtype=torch.long, device=x_t.device)
+        return self.network(x_t, t, class_labels=labels)
+
+
+def _check_label(plan: LoadPlan, label: int | None) -> None:
+    if label is None and plan.classes:
+        raise NotScannable("the model is class-conditional; of the commands only scan covers it (--class)")
+    if label is not None and not 0 <= label < plan.classes:
+        many = f"classes 0 to {plan.classes - 1}" if plan.classes else "no classes"
+        raise NoSuchClass(f"no class {label}: the model has {many}")
 
 
 def read_schedule(plan: SchedulePlan) -> NoiseSchedule:
@@ -112,23 +145,26 @@ def _build(plan: LoadPlan, candidate: WeightPlan) -> UNet2DModel:
     if len(candidate.tensors) < least:
         raise CheckpointError(
             f"{shown(candidate.name)} holds {len(candidate.tensors)} tensors, but the config "
-            f"describes a network of at least {least}; download the checkpoint again"
+            f"describes a network of at least {least}; download the checkpoint again",
+            "BD307",
         )
     try:
         with torch.device("meta"), _quiet():
             network = UNet2DModel(**plan.network_config)
     except Exception as error:
-        raise CheckpointError(f"the config describes no UNet2DModel: {_first_line(error)}") from None
+        raise CheckpointError(f"the config describes no UNet: {_first_line(error)}", "BD404") from None
     _compare(network, candidate)
     try:
         with torch.no_grad():
             images = torch.empty(1, *plan.sample_shape, device="meta")
-            output = network(images, 0).sample
+            labels = torch.zeros(1, dtype=torch.long, device="meta") if plan.classes else None
+            output = network(images, 0, class_labels=labels).sample
     except Exception as error:
-        raise CheckpointError(f"the network does not run: {_first_line(error)}") from None
+        raise CheckpointError(f"the network does not run: {_first_line(error)}", "BD404") from None
     if output.shape != images.shape:
         raise CheckpointError(
-            f"the network turns images of {tuple(images.shape)} into {tuple(output.shape)}"
+            f"the network turns images of {tuple(images.shape)} into {tuple(output.shape)}",
+            "BD404",
         )
     return network
 
@@ -141,23 +177,22 @@ def _compare(network: nn.Module, candidate: WeightPlan) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     present = {_modern(tensor.name): tensor.shape for tensor in candidate.tensors}
     if len(present) != len(candidate.tensors):
-        raise CheckpointError(f"{shown(candidate.name)} holds a tensor under two names")
+        raise CheckpointError(f"{shown(candidate.name)} holds a tensor under two names", "BD307")
     missing = sorted(wanted.keys() - present.keys())
-    unexpected = sorted(present.keys() - wanted.keys())
     both = wanted.keys() & present.keys()
     mismatched = sorted(name for name in both if wanted[name] != present[name])
     problems = [
         f"{len(names)} {what} (first {shown(names[0])})"
         for what, names in (
             ("missing", missing),
-            ("unexpected", unexpected),
             ("of another shape", mismatched),
         )
         if names
     ]
     if problems:
         raise CheckpointError(
-            f"{shown(candidate.name)} does not fit the config: tensors {', '.join(problems)}"
+            f"{shown(candidate.name)} does not fit the config: tensors {', '.join(problems)}",
+            "BD307",
         )
 
 
@@ -166,23 +201,44 @@ def _modern(name: str) -> str:
     return f"{old[1]}{_OLD_NAMES[old[2]]}{old[3]}" if old else name
 
 
-def _fill(network: nn.Module, candidate: WeightPlan) -> str:
-    """Loads the weights as float32 and returns their content hash."""
+def _fill(network: nn.Module, candidate: WeightPlan) -> tuple[str, tuple[StaticFinding, ...]]:
+    """Loads the weights as float32; their content hash, and what is odd about them."""
     digest = ContentHash()
     state: dict[str, Tensor] = {}
+    wanted = network.state_dict().keys()
+    extra: list[str] = []
+    constant: list[str] = []
     for info, stored in read_tensors(candidate):
         digest.add(info, stored)
+        if _modern(info.name) not in wanted:
+            extra.append(info.name)
+            continue
         tensor = stored.to(torch.float32)
         if not bool(tensor.sum(dtype=torch.float64).isfinite()):
             raise CheckpointError(
                 f"{shown(candidate.name)}: tensor {shown(info.name)} holds NaN or infinity; the "
-                "model is broken"
+                "model is broken",
+                "BD401",
             )
+        # Biases and the scales of normalisations are constant before training, weights never are.
+        if tensor.ndim > 1 and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            constant.append(info.name)
         state[_modern(info.name)] = tensor
     network.load_state_dict(state, strict=True, assign=True)
     if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
-        raise CheckpointError("the network needs tensors that the checkpoint does not hold")
-    return digest.hexdigest()
+        raise CheckpointError("the network needs tensors that the checkpoint does not hold", "BD307")
+    return digest.hexdigest(), _odd(candidate.name, extra, constant)
+
+
+def _odd(file: str, extra: list[str], constant: list[str]) -> tuple[StaticFinding, ...]:
+    return tuple(
+        StaticFinding.of(rule, file, f"{len(names)} tensors {what} (first {shown(names[0])})")
+        for rule, what, names in (
+            ("BD308", "that the network does not have", extra),
+            ("BD402", "hold one value only", constant),
+        )
+        if names
+    )
 
 
 @contextmanager

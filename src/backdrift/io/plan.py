@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backdrift.core.results import NotScanned
+from backdrift.core.results import Inspection, NotScanned
+from backdrift.core.static import StaticFinding, WeightFacts
 from backdrift.io.configs import (
+    CODE_KEYS,
     METADATA_KEYS,
     SchedulePlan,
     check_scheduler_class,
@@ -17,43 +18,19 @@ from backdrift.io.configs import (
     parse_schedule,
 )
 from backdrift.io.errors import CheckpointError, NotScannable, printable, shown
-from backdrift.io.header import Header, TensorInfo, read_header
 from backdrift.io.inventory import Entry, Inventory, take_inventory
 from backdrift.io.labels import is_declared
 from backdrift.io.leftovers import PICKLES, leftovers
+from backdrift.io.static import static_findings
 from backdrift.io.strict_json import read_object
+from backdrift.io.weights import Bounds, Found, WeightPlan, find_weights, pickle_weights
 
-MAX_PARAMETERS = 2_000_000_000
-MAX_WEIGHT_BYTES = 16 << 30
-MAX_WEIGHT_FILES = 16
-STANDARD_WEIGHTS = "diffusion_pytorch_model.safetensors"
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
+EMA_FOLDER = "unet_ema"
 
-# diffusers prefers an index to the single file beside it.
-_SPLIT = re.compile(r"\.safetensors\.index[^/]*\.json\Z|-\d{5}-of-\d{5}[^/]*\.safetensors\Z")
-_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TEXT_PARTS = ("text_encoder", "tokenizer", "prior_text_encoder")
 _TEXT_PIPELINES = ("StableDiffusion", "Flux", "Kandinsky", "PixArt", "TextToImage", "AltDiffusion")
-_IMAGES_ONLY = "backdrift scans unconditional image models (DDPMPipeline, DDIMPipeline, UNet2DModel)"
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """One weight file that can be scanned.
-
-    Args:
-        path: absolute, links resolved.
-        name: relative to the checkpoint, safe to print.
-        tensors: from the header, sorted by name.
-        dtype: dtypes of the tensors, for example ``float16`` or ``float16+float32``.
-        parameters: number of values in the file.
-    """
-
-    path: Path
-    name: str
-    tensors: tuple[TensorInfo, ...]
-    dtype: str
-    parameters: int
+_IMAGES_ONLY = "backdrift scans unconditional image models (" + ", ".join(PIPELINES) + ", UNet2DModel)"
 
 
 @dataclass(frozen=True)
@@ -62,10 +39,11 @@ class LoadPlan:
 
     Args:
         path: as the user named it.
-        format: ``DDPMPipeline``, ``DDIMPipeline`` or ``UNet2DModel``.
+        format: one of ``PIPELINES``, or ``UNet2DModel``.
         network_config: keyword arguments of ``UNet2DModel``.
-        candidates: the weight files, the standard name first; at least one.
+        candidates: the sets of weights, the standard name first; at least one.
         not_scanned: what is left out or assumed, and why.
+        static: what the files show.
         declared: the checkpoint labels itself as backdoored. Nothing else depends on it.
         sample_shape: (C, H, W).
     """
@@ -76,13 +54,19 @@ class LoadPlan:
     schedule_config: SchedulePlan
     candidates: tuple[WeightPlan, ...]
     not_scanned: tuple[NotScanned, ...]
+    static: tuple[StaticFinding, ...]
     declared: bool
     sample_shape: tuple[int, int, int]
 
     @property
     def parameters(self) -> int:
-        """Number of values in the first weight file."""
+        """Number of values in the first set of weights."""
         return self.candidates[0].parameters
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network is conditioned on; 0 when it takes none."""
+        return self.network_config.get("num_class_embeds") or 0
 
 
 @dataclass(frozen=True)
@@ -94,17 +78,23 @@ class _Layout:
     index: dict[str, Any]
 
 
-def plan(path: str | Path) -> LoadPlan:
-    """Looks at a checkpoint folder: configs and headers, no weights.
+def plan(
+    path: str | Path, bounds: Bounds | None = None, converted: Mapping[str, Path] | None = None
+) -> LoadPlan:
+    """Looks at a checkpoint: configs, headers and indexes, no weights.
 
     Args:
-        path: a diffusers pipeline folder, or the folder of a bare ``UNet2DModel``.
+        path: a diffusers pipeline folder, the folder of a bare ``UNet2DModel``, or a safetensors file
+            with its ``config.json`` beside it.
+        bounds: the largest weights to accept.
+        converted: see :func:`backdrift.io.weights.find_weights`.
 
     Raises:
         NoSuchCheckpoint: the path does not exist.
         NotScannable: another kind of model, pickle weights only, or nothing to scan.
         CheckpointError: damaged or hostile files.
     """
+    bounds = bounds or Bounds()
     inventory = take_inventory(path)
     layout = _layout(inventory)
     config_name = _join(layout.unet, "config.json")
@@ -113,30 +103,78 @@ def plan(path: str | Path) -> LoadPlan:
     configs, schedule, assumed = [layout.index, config], SchedulePlan(), [_ASSUMED]
     used = {"model_index.json", config_name}
     if layout.scheduler is not None:
-        configs.append(read_object(layout.scheduler.path, layout.scheduler.name))
+        configs.append(_read(inventory, layout.scheduler.name))
         schedule = parse_schedule(configs[-1], layout.scheduler.name, layout.scheduler_class)
         used.add(layout.scheduler.name)
         assumed = []
     _check_learned_times(network_config, schedule, config_name)
-    candidates, headers, why = _candidates(inventory, layout.unet)
-    used |= {name for name in headers if name not in why}
+    found = find_weights(inventory, layout.unet, bounds, converted)
+    ema = _ema(inventory, layout, network_config, bounds)
     folders = {"", layout.unet, "scheduler"}
+    used |= found.used
+    if ema is not None:
+        used |= ema.used
+        folders.add(EMA_FOLDER)
+    every = [found] if ema is None else [found, ema]
+    metadata = [m for each in every for m in each.metadata]
+    why = {name: reason for each in every for name, reason in each.why.items()}
+    converting = [StaticFinding.of("BD502", printable(name), _CONVERTED) for name in converted or {}]
     return LoadPlan(
         path=str(path),
         format=layout.format,
         network_config=network_config,
         schedule_config=schedule,
-        candidates=candidates,
+        candidates=tuple(c for each in every for c in each.candidates),
         not_scanned=(*assumed, *leftovers(inventory, used, folders, why)),
-        declared=is_declared(inventory, configs, (h.metadata for h in headers.values())),
+        static=(*static_findings(inventory, used), *converting),
+        declared=is_declared(inventory, configs, metadata),
         sample_shape=shape,
     )
+
+
+def inspect(path: str | Path, bounds: Bounds | None = None) -> Inspection:
+    """The answer of ``scan --static-only``; raises as :func:`plan`."""
+    planned = plan(path, bounds)
+    return Inspection(
+        path=planned.path,
+        format=planned.format,
+        declared=planned.declared,
+        weights=[
+            WeightFacts(file=c.name, dtype=c.dtype, parameters=c.parameters) for c in planned.candidates
+        ],
+        sample_shape=planned.sample_shape,
+        static=list(planned.static),
+        not_measured=[*planned.not_scanned, _NO_BEHAVIOUR],
+        exit_code=int(any(finding.level == "error" for finding in planned.static)),
+    )
+
+
+def unet_pickles(path: str | Path) -> dict[str, Path]:
+    """The pickle files that would be the weights of the network, by name; raises as :func:`plan`."""
+    inventory = take_inventory(path)
+    return {e.name: e.path for e in pickle_weights(inventory, _layout(inventory).unet)}
+
+
+def _ema(
+    inventory: Inventory, layout: _Layout, network_config: dict[str, Any], bounds: Bounds
+) -> Found | None:
+    """The averaged weights that training scripts of diffusers leave beside ``unet``."""
+    name = f"{EMA_FOLDER}/config.json"
+    if layout.unet != "unet" or inventory.find(name) is None:
+        return None
+    config, _ = parse_network(_read(inventory, name), name)
+    if config != network_config:
+        return None
+    found = find_weights(inventory, EMA_FOLDER, bounds)
+    return replace(found, used=found.used | {name})
 
 
 _ASSUMED = NotScanned(
     what="noise schedule",
     why="no scheduler config: assumed linear betas 1e-4 to 0.02, 1000 timesteps, epsilon",
 )
+_NO_BEHAVIOUR = NotScanned(what="behaviour", why="--static-only: the model was not run")
+_CONVERTED = "pickle weights: converted to safetensors in a process of their own, and scanned"
 
 
 def _join(folder: str, name: str) -> str:
@@ -146,8 +184,12 @@ def _join(folder: str, name: str) -> str:
 def _read(inventory: Inventory, name: str) -> dict[str, Any]:
     entry = inventory.find(name)
     if entry is None:
-        raise CheckpointError(f"{name} is missing; download the checkpoint again")
-    return read_object(entry.path, name)
+        raise CheckpointError(f"{name} is missing; download the checkpoint again", "BD110")
+    config = read_object(entry.path, name)
+    for key in CODE_KEYS:
+        if key in config:
+            raise CheckpointError(f"{name}: {key} makes loaders run code; do not trust it", "BD204")
+    return config
 
 
 def _layout(inventory: Inventory) -> _Layout:
@@ -159,7 +201,7 @@ def _layout(inventory: Inventory) -> _Layout:
         name = _join(folder, "scheduler_config.json")
         scheduler = inventory.find(name)
         if scheduler is None:
-            raise CheckpointError(f"{name} is missing; download the checkpoint again")
+            raise CheckpointError(f"{name} is missing; download the checkpoint again", "BD110")
         return _Layout(kind, unet, scheduler, scheduler_class, index)
     if inventory.find("config.json"):
         bare = _read(inventory, "config.json").get("_class_name")
@@ -180,7 +222,8 @@ def _check_index(index: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(kind, str):
         raise CheckpointError(
             f"model_index.json: _class_name must be text, not {shown(kind)}; the checkpoint may "
-            "want to run code of its own"
+            "want to run code of its own",
+            "BD204",
         )
     if kind not in PIPELINES:
         if any(part in index for part in _TEXT_PARTS) or any(t in kind for t in _TEXT_PIPELINES):
@@ -190,18 +233,20 @@ def _check_index(index: dict[str, Any]) -> tuple[str, str]:
         raise NotScannable(f"{shown(kind)} is not covered: {_IMAGES_ONLY}")
     for key in index:
         if key not in (*METADATA_KEYS, "unet", "scheduler"):
-            raise CheckpointError(f"model_index.json: a {kind} has no part {shown(key)}")
+            raise CheckpointError(f"model_index.json: a {kind} has no part {shown(key)}", "BD205")
     if "unet" not in index or "scheduler" not in index:
-        raise CheckpointError("model_index.json must name a unet and a scheduler")
+        raise CheckpointError("model_index.json must name a unet and a scheduler", "BD110")
     if index["unet"] != ["diffusers", "UNet2DModel"]:
         raise CheckpointError(
             f"model_index.json: unet must be UNet2DModel of diffusers, not {shown(index['unet'])}; "
-            "do not trust it"
+            "do not trust it",
+            "BD203",
         )
     part = index["scheduler"]
     if not isinstance(part, list) or len(part) != 2 or part[0] != "diffusers":
         raise CheckpointError(
-            f"model_index.json: scheduler must be one of diffusers, not {shown(part)}; do not trust it"
+            f"model_index.json: scheduler must be one of diffusers, not {shown(part)}; do not trust it",
+            "BD203",
         )
     return kind, check_scheduler_class(part[1], "model_index.json")
 
@@ -210,61 +255,4 @@ def _check_learned_times(config: dict[str, Any], schedule: SchedulePlan, name: s
     if config.get("time_embedding_type") != "learned":
         return
     if (config.get("num_train_timesteps") or 0) < schedule.timesteps:
-        raise CheckpointError(f"{name}: num_train_timesteps is below that of the scheduler")
-
-
-def _candidates(
-    inventory: Inventory, folder: str
-) -> tuple[tuple[WeightPlan, ...], dict[str, Header], dict[str, str]]:
-    """Weight files of the UNet; every header read; and why some are no candidates."""
-    entries = inventory.inside(folder)
-    split = next((e.name for e in entries if _SPLIT.search(e.name)), None)
-    if split is not None:
-        raise NotScannable(f"{shown(split)}: split weights are not covered; save them as one file")
-    files = sorted(
-        (e for e in entries if e.name.endswith(".safetensors")),
-        key=lambda e: (e.name != _join(folder, STANDARD_WEIGHTS), not _stock(e), e.name),
-    )
-    if not files:
-        raise _no_weights(entries, folder)
-    if len(files) > MAX_WEIGHT_FILES:
-        raise NotScannable(f"more than {MAX_WEIGHT_FILES} weight files; remove what is not needed")
-    headers = {entry.name: read_header(entry.path, entry.name) for entry in files}
-    shapes = {name: _shapes(header) for name, header in headers.items()}
-    first = files[0]
-    why = {
-        entry.name: "not a name that diffusers loads, and other tensors than in " + printable(first.name)
-        for entry in files[1:]
-        if not _stock(entry) and shapes[entry.name] != shapes[first.name]
-    }
-    chosen = [_weight_plan(e, headers[e.name]) for e in files if e.name not in why]
-    return tuple(chosen), headers, why
-
-
-def _stock(entry: Entry) -> bool:
-    return entry.name.rpartition("/")[2].startswith("diffusion_pytorch_model.")
-
-
-def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
-    return {tensor.name: tensor.shape for tensor in header.tensors}
-
-
-def _weight_plan(entry: Entry, header: Header) -> WeightPlan:
-    parameters = sum(math.prod(tensor.shape) for tensor in header.tensors)
-    if parameters > MAX_PARAMETERS or header.size > MAX_WEIGHT_BYTES:
-        raise CheckpointError(
-            f"{shown(entry.name)} holds {parameters} values in {header.size} bytes; at most "
-            f"{MAX_PARAMETERS} values and {MAX_WEIGHT_BYTES} bytes are scanned"
-        )
-    dtypes = sorted({_DTYPE_NAMES[tensor.dtype] for tensor in header.tensors})
-    return WeightPlan(entry.path, printable(entry.name), header.tensors, "+".join(dtypes), parameters)
-
-
-def _no_weights(entries: tuple[Entry, ...], folder: str) -> NotScannable:
-    pickles = [e.name for e in entries if e.name.lower().endswith(PICKLES)]
-    if pickles:
-        return NotScannable(
-            f"only pickle weights ({', '.join(map(shown, pickles[:3]))}), which backdrift never "
-            "opens; ask the publisher for safetensors"
-        )
-    return NotScannable(f"no .safetensors weights in {folder or 'the folder'}; nothing to scan")
+        raise CheckpointError(f"{name}: num_train_timesteps is below that of the scheduler", "BD206")

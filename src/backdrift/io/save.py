@@ -16,7 +16,7 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.io.files import replaced_folder
 from backdrift.io.labels import METADATA_KEY, NOTICE_KEY
-from backdrift.io.plan import STANDARD_WEIGHTS
+from backdrift.io.weights import STANDARD_WEIGHTS
 
 
 def save_pipeline(

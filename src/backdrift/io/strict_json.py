@@ -11,6 +11,7 @@ from backdrift.io.errors import CheckpointError, shown
 from backdrift.io.files import read_up_to
 
 MAX_BYTES = 1 << 20
+MAX_INDEX_BYTES = 16 << 20
 MAX_DEPTH = 16
 
 
@@ -33,20 +34,20 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
             parse_float=_finite,
         )
     except RecursionError:
-        raise CheckpointError(f"{shown(name)}: JSON nested too deep") from None
+        raise CheckpointError(f"{shown(name)}: JSON nested too deep", "BD202") from None
     except ValueError as error:
-        raise CheckpointError(f"{shown(name)} is not strict JSON: {error}") from None
+        raise CheckpointError(f"{shown(name)} is not strict JSON: {error}", "BD201") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{shown(name)} must hold a JSON object")
+        raise CheckpointError(f"{shown(name)} must hold a JSON object", "BD201")
     _check_depth(value, name)
     return value
 
 
-def read_object(path: Path, name: str) -> dict[str, Any]:
-    """Reads a JSON file of at most ``MAX_BYTES``; raises as :func:`parse_object`."""
-    data = read_up_to(path, MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise CheckpointError(f"{shown(name)} is larger than {MAX_BYTES} bytes")
+def read_object(path: Path, name: str, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """Reads a JSON file of at most ``limit`` bytes; raises as :func:`parse_object`."""
+    data = read_up_to(path, limit + 1)
+    if len(data) > limit:
+        raise CheckpointError(f"{shown(name)} is larger than {limit} bytes", "BD202")
     return parse_object(data, name)
 
 
@@ -76,7 +77,7 @@ def _check_depth(value: dict[str, Any], name: str) -> None:
         level = [child for item in level for child in _containers(item)]
         if not level:
             return
-    raise CheckpointError(f"{shown(name)}: JSON nested deeper than {MAX_DEPTH}")
+    raise CheckpointError(f"{shown(name)}: JSON nested deeper than {MAX_DEPTH}", "BD202")
 
 
 def _containers(value: dict[str, Any] | list[Any]) -> list[Any]:

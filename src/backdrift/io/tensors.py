@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from backdrift.io.errors import CheckpointError, shown
 from backdrift.io.files import opened, read_into
 from backdrift.io.header import TensorInfo, parse_header
-from backdrift.io.plan import WeightPlan
+from backdrift.io.weights import WeightPlan
 
 DTYPES = {
     "F64": torch.float64,
@@ -23,18 +24,22 @@ DTYPES = {
 
 
 def read_tensors(candidate: WeightPlan) -> Iterator[tuple[TensorInfo, Tensor]]:
-    """Every tensor of the file in its stored dtype, sorted by name, from one descriptor.
+    """Every tensor in its stored dtype, sorted by name, from one descriptor per file.
 
     Raises:
-        CheckpointError: the file is not the one that was planned, or ends early.
+        CheckpointError: a file is not the one that was planned, or ends early.
     """
-    with opened(candidate.path) as (fd, size):
-        header = parse_header(fd, size, candidate.name)
-        if header.tensors != candidate.tensors:
-            raise CheckpointError(f"{shown(candidate.name)} changed during the scan; scan it again")
-        for info in header.tensors:
+    with ExitStack() as stack:
+        places: list[tuple[TensorInfo, int, int]] = []
+        for file in candidate.files:
+            fd, size = stack.enter_context(opened(file.path))
+            header = parse_header(fd, size, file.name)
+            if header.tensors != file.tensors:
+                raise CheckpointError(f"{shown(file.name)} changed during the scan; scan it again", "BD112")
+            places += [(info, fd, header.data_start + info.begin) for info in header.tensors]
+        for info, fd, start in sorted(places, key=lambda place: place[0].name):
             raw = torch.empty(info.end - info.begin, dtype=torch.uint8)
-            read_into(fd, raw.numpy().data, header.data_start + info.begin)
+            read_into(fd, raw.numpy().data, start)
             yield info, raw.view(DTYPES[info.dtype]).reshape(info.shape)
 
 
@@ -53,3 +58,15 @@ class ContentHash:
     def hexdigest(self) -> str:
         """The digest, 64 hexadecimal characters."""
         return self._hash.hexdigest()
+
+
+def content_hash(candidate: WeightPlan) -> str:
+    """The hash of a weight file without building its network; the one that a report has.
+
+    Raises:
+        CheckpointError: as :func:`read_tensors`.
+    """
+    digest = ContentHash()
+    for info, tensor in read_tensors(candidate):
+        digest.add(info, tensor)
+    return digest.hexdigest()

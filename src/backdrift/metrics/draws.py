@@ -127,7 +127,7 @@ class Plan:
         drawn = batches(model, injection, sampler=self.sampler, steps=self.steps, n=n, seed=self.seed)
         for batch in drawn:
             if not bool(batch.isfinite().all()):
-                raise CheckpointError("the model draws numbers that are not finite; nothing was measured")
+                raise CheckpointError("the model draws no finite numbers; nothing was measured", "BD404")
             yield model.decode(batch).cpu()
 
     def measure(self, name: str, estimate: Estimate, meaning: str) -> Measure:

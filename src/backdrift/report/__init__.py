@@ -1,1 +1,1 @@
-"""Reports of a scan: the same document as text, JSON and HTML."""
+"""Reports of a scan: the same document as text, JSON, SARIF, Markdown and HTML."""

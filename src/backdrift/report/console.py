@@ -21,6 +21,7 @@ from backdrift.report.text import (
     visible,
 )
 
+_MOST_FILES = 5
 _STYLES = {
     Verdict.BACKDOORED: "bold red",
     Verdict.NO_EVIDENCE: "bold blue",
@@ -77,11 +78,14 @@ def _print_single(console: Console, report: Report) -> None:
         "calibration": _calibration(calibration),
         "detector": detector,
         "declared": _declared(report),
+        "files": _files(report),
         "not measured": _not_measured(report),
         "evaluations": f"{report.cost.evaluations:,} of {limit:,}",
         "seconds": f"{report.cost.seconds:.1f}",
         "exit code": str(report.exit_code),
     }
+    if report.accepted:
+        rows["accepted"] = _accepted(report)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -119,8 +123,11 @@ def _print_many(console: Console, reports: list[Report]) -> None:
         finding = headline(report)
         remarks = (
             f"declared: {_declared(report)}; detector: {finding.detector if finding else 'none'}, "
-            f"{report.cost.evaluations:,} evaluations; not measured: {_not_measured(report)}"
+            f"{report.cost.evaluations:,} evaluations; files: {_files(report)}; "
+            f"not measured: {_not_measured(report)}"
         )
+        if report.accepted:
+            remarks += f"; accepted: {_accepted(report)}"
         console.print(Padding(Text(visible(remarks), style="dim"), (0, 0, 0, 2)))
 
 
@@ -157,6 +164,10 @@ def _declared(report: Report) -> str:
     return "yes, labels itself as backdoored" if report.subject.declared else "no"
 
 
+def _accepted(report: Report) -> str:
+    return "; ".join(f"{a.rule} until {a.expires} ({a.reason})" for a in report.accepted)
+
+
 def _calibration(calibration: Calibration | None) -> str:
     if calibration is None:
         return "none"
@@ -170,10 +181,17 @@ def _not_measured(report: Report) -> str:
     return "; ".join(f"{part.what} ({part.why})" for part in report.not_measured) or "nothing"
 
 
+def _files(report: Report) -> str:
+    """The gravest findings about files; the rest is in the JSON."""
+    listed = [f"{f.rule} {f.level}: {f.file or 'the model'}: {f.message}" for f in report.static]
+    more = [f"and {len(listed) - _MOST_FILES:,} more"] if len(listed) > _MOST_FILES else []
+    return "; ".join([*listed[:_MOST_FILES], *more]) or "no findings"
+
+
 def _number_or_dash(value: float | None) -> str:
     return "-" if value is None else number(value)
 
 
 def _failure_line(failure: Failure) -> Text:
-    message = f"  {failure.path}: {failure.message} (exit code {failure.exit_code})"
+    message = f"  {failure.path}: {failure.message} ({failure.rule}, exit code {failure.exit_code})"
     return Text.assemble(("NOT SCANNED", "bold"), visible(message))

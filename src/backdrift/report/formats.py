@@ -8,10 +8,14 @@ from backdrift.core.results import ScanDocument
 from backdrift.report.console import render_console
 from backdrift.report.html import render_html
 from backdrift.report.json import render_json
+from backdrift.report.markdown import render_markdown
+from backdrift.report.sarif import render_sarif
 
 _RENDERERS: dict[str, Callable[[ScanDocument], str]] = {
     "text": render_console,
     "json": render_json,
+    "sarif": render_sarif,
+    "markdown": render_markdown,
     "html": render_html,
 }
 

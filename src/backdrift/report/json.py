@@ -15,20 +15,22 @@ def render_json(document: ScanDocument) -> str:
     JSON has no NaN and no infinity: they are written as null. Half a surrogate pair, which a path
     that is not UTF-8 can hold, is written as a question mark.
     """
-    tree = _portable(document.model_dump(mode="json", fallback=str))
+    tree = portable(document.model_dump(mode="json", fallback=str))
     return json.dumps(tree, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def schema() -> dict[str, Any]:
     """The JSON schema of what ``render_json`` writes."""
-    return ScanDocument.model_json_schema(mode="serialization")
+    tree = ScanDocument.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **tree}
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
+    """A tree of JSON values without NaN, infinity and half surrogate pairs."""
     if isinstance(value, dict):
-        return {_portable(key): _portable(item) for key, item in value.items()}
+        return {portable(key): portable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_portable(item) for item in value]
+        return [portable(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float) and not math.isfinite(value):

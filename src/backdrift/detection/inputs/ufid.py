@@ -120,7 +120,7 @@ class Ufid:
             generator=fresh,
         )
         if not bool(images.isfinite().all()):
-            raise CheckpointError("the model draws numbers that are not finite; no start was scored")
+            raise CheckpointError("the model draws no finite numbers; no start was scored", "BD404")
         return mean_cosine(embed(model.decode(images)).reshape(len(starts), copies, -1)).cpu()
 
     def perturbed(self, starts: Tensor, noise: Tensor) -> Tensor:

@@ -1,0 +1,101 @@
+"""What runs in the process that scans. Every file of a checkpoint is opened after the limits hold."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backdrift.isolation import limits, wire
+
+Send = Callable[[bytes], None]
+
+
+def main(job: dict[str, Any]) -> None:
+    """Does one job of :mod:`backdrift.isolation.parent` and sends the result to standard output.
+
+    What libraries print goes to standard error. Nothing is written anywhere else.
+    """
+    channel = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    tempfile.tempdir = os.getcwd()  # asked for at import, never written to
+    _die_with_parent()
+
+    def send(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[channel.write(view) :]
+
+    held = limits.apply(job["memory"], job["seconds"], job["device"], output=job["task"] == "convert")
+    try:
+        if job["task"] == "probe":
+            send(wire.frame(wire.DONE, wire.to_json([limit.model_dump() for limit in held])))
+        elif job["task"] == "convert":
+            from backdrift.io.pickles import check_pickle_file
+
+            check_pickle_file(_path(job))  # what is hostile does not even meet torch
+
+            from backdrift.io.convert import convert
+
+            convert(_path(job), job["descriptor"], job["size"])
+            send(wire.frame(wire.DONE, b"null"))
+        else:
+            _scan(job, held, send)
+    except Exception as error:
+        send(wire.frame(wire.FAILURE, wire.to_json(_failure(error))))
+
+
+def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
+    from backdrift.io.plan import plan
+    from backdrift.io.weights import Bounds
+
+    bounds = Bounds(**job["bounds"])
+    converted = {name: Path(path) for name, path in job["converted"].items()}
+    plan(_path(job), bounds, converted)  # refuses most of what is hostile before torch is there
+
+    import torch
+
+    from backdrift.scanner import scan
+
+    if job["threads"] is not None:
+        torch.set_num_threads(job["threads"])
+
+    def progress(done: int, total: int, text: str) -> None:
+        send(wire.frame(wire.PROGRESS, wire.to_json([done, total, text])))
+
+    how = {**job["how"], "command": job["command"]}
+    report = scan(_path(job), **how, bounds=bounds, converted=converted, progress=progress)
+    report.subject = report.subject.model_copy(update={"path": job["shown"]})
+    report.limits = held
+    wire.send_report(report, send)
+    send(wire.frame(wire.DONE, b"null"))
+
+
+def _path(job: dict[str, Any]) -> Path:
+    return Path(os.fsdecode(bytes.fromhex(job["path"])))
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    from backdrift.io.errors import CheckpointError
+
+    if os.environ.get("BACKDRIFT_DEBUG"):
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    if isinstance(error, CheckpointError):
+        return {"message": text, "exit_code": error.exit_code, "rule": error.rule}
+    if isinstance(error, MemoryError) or any(words in text for words in wire.NO_MEMORY):
+        return {"message": "", "exit_code": 2, "rule": "BD007"}
+    return {"message": f"{type(error).__name__}: {text}", "exit_code": 2, "rule": "BD005"}
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends this process when its parent dies; elsewhere a closed pipe does, later."""
+    if sys.platform == "linux":
+        import ctypes
+
+        death_signal, kill = 1, 9
+        ctypes.CDLL(None).prctl(death_signal, kill, 0, 0, 0)
