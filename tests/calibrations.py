@@ -54,8 +54,8 @@ def table_of(
     )
 
 
-def saved(table: CalibrationTable, folder: Path) -> str:
+def saved(table: CalibrationTable, folder: Path) -> Path:
     """Path of its file."""
     file = folder / "calibration.json"
     file.write_text(table.model_dump_json(exclude_none=True))
-    return str(file)
+    return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 from backdrift.core.alerts import exit_code
 from backdrift.core.environment import environment
 from backdrift.core.model import DiffusionModel
-from backdrift.core.registry import build
+from backdrift.core.registry import build, file_options
 from backdrift.core.results import (
     Cost,
     Evidence,
@@ -130,7 +131,7 @@ def scan(
             "budget": budget,
             "batch_size": batch_size,
             **({"classes": labels} if planned.classes else {}),
-            **(options or {}),
+            **recorded(detector, options),
         },
         seeds={"scan": seed},
         environment=environment(device),
@@ -143,6 +144,15 @@ def scan(
     )
     report.exit_code = exit_code(report)
     return report
+
+
+def recorded(detector: str, options: dict[str, Any] | None) -> dict[str, Any]:
+    """Options as a report has them: a file by its name and the beginning of its sha256."""
+    found = dict(options or {})
+    for key, path in file_options("detection", detector, options).items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[key] = f"{path.name}, sha256 {digest[:16]}"
+    return found
 
 
 def _weights(model: DiffusionModel) -> Weights:

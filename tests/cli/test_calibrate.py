@@ -23,7 +23,9 @@ def population(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_scan_becomes_calibrated(cli: Any, population: Path, tmp_path: Path) -> None:
+def test_a_scan_becomes_calibrated(
+    cli: Any, population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "own.json"
     ran = cli("calibrate", "--models", population, "--budget", "quick", "-o", file)
     assert ran.code == 0, ran.err
@@ -35,10 +37,12 @@ def test_a_scan_becomes_calibrated(cli: Any, population: Path, tmp_path: Path) -
     assert entry.threshold == max(0.5, max(row.score for row in entry.clean) + 0.1)
 
     model = population / "model-0"
-    plain = cli("scan", model, "--budget", "quick", "--format", "json")
-    own = cli("scan", model, "--budget", "quick", "--format", "json", "-P", f"calibration={file}")
+    monkeypatch.chdir(tmp_path)  # a relative path holds in the process of its own, too
+    quick = ("scan", model, "--budget", "quick", "--format", "json")
+    plain, own = cli(*quick), cli(*quick, "-P", "calibration=own.json", isolated=True)
     assert plain.document["reports"][0]["uncalibrated"] is True
     assert own.document["reports"][0]["uncalibrated"] is False
+    assert own.document["reports"][0]["config"]["calibration"].startswith("own.json, sha256 ")
     finding = own.document["reports"][0]["findings"][0]
     assert finding["calibration"]["id"] == table.id
     assert finding["calibration"]["n_clean"] == 3

@@ -91,10 +91,10 @@ def test_a_file_that_is_no_calibration_is_refused_in_one_line(tmp_path: Path, ch
     file = tmp_path / "own.json"
     file.write_text(damaged(change))
     with pytest.raises(ValueError, match=r"own\.json is no calibration") as caught:
-        Backdrift(calibration=str(file))
+        Backdrift(calibration=file)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="cannot read"):
-        Backdrift(calibration=str(tmp_path / "elsewhere.json"))
+        Backdrift(calibration=tmp_path / "elsewhere.json")
 
 
 def test_a_calibration_survives_its_file_and_one_of_other_settings_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_mutated_files(good: Path, tmp_path: Path) -> None:
 
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
+    "calibrate": ("calibrate", "--models", "MODEL/..", "--budget", "quick", "-o", "OUT/own.json"),
     "scan": ("scan", "MODEL", *QUICK, "--in-process"),
     "detect": ("detect", "purediffusion", "MODEL", "--budget", "quick", "--in-process"),
     "invert": ("invert", "elijah", "MODEL", "-P", "steps=1", "-P", "noises=2"),
@@ -118,7 +119,18 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     ),
 }
 """Every command that takes a model somebody else made."""
-WITHOUT_MODEL = {"demo", "train", "list", "zoo", "bench", "rules", "explain", "doctor", "schema"}
+WITHOUT_MODEL = {
+    "baseline",
+    "bench",
+    "demo",
+    "doctor",
+    "explain",
+    "list",
+    "rules",
+    "schema",
+    "train",
+    "zoo",
+}
 
 
 def test_no_command_is_forgotten() -> None:

@@ -89,12 +89,13 @@ def settings_now(how: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
         options: of the detector.
     """
     from backdrift.core.environment import environment
+    from backdrift.scanner import recorded
 
     config = {name: how[name] for name in ("detector", "budget", "batch_size")}
     return {
         "schema_version": SCHEMA_VERSION,
         "version": metadata.version("backdrift"),
-        "config": {**config, **options},
+        "config": {**config, **recorded(how["detector"], options)},
         "seeds": {"scan": how["seed"]},
         "device": environment(how["device"]).device,
     }

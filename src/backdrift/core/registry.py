@@ -7,6 +7,7 @@ import importlib
 import re
 from difflib import get_close_matches
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 KINDS = ("attacks", "inversion", "detection", "detection.inputs")
@@ -78,6 +79,18 @@ def build(kind: str, name: str, options: dict[str, Any] | None = None) -> Any:
         except ValidationError as error:
             raise ValueError(f"{name}: {key}={value!r}: {error.errors()[0]['msg']}") from None
     return cls(**values)
+
+
+def file_options(kind: str, name: str, options: dict[str, Any] | None) -> dict[str, Path]:
+    """Those options of a plug-in that name a file, by the type of the field; without empty ones."""
+    from typing import get_args
+
+    cls, found = plugin(kind, name), {}
+    for key, value in (options or {}).items():
+        kinds = _field_type(cls, key)
+        if value and Path in (kinds, *get_args(kinds)):
+            found[key] = Path(value)
+    return found
 
 
 def _field_type(cls: type[Any], name: str) -> Any:

@@ -122,13 +122,13 @@ class CalibrationTable(_Part):
             raise ValueError(f"{path} is no calibration: {where} {first['msg']}") from None
 
     @classmethod
-    def choose(cls, path: str, detector: str, budget: str, settings: dict[str, Any]) -> Self:
+    def choose(cls, path: Path | None, detector: str, budget: str, settings: dict[str, Any]) -> Self:
         """A file that a user named, or the shipped one.
 
         Raises:
             ValueError: the file is none, or holds nothing for these settings.
         """
-        if not path:
+        if path is None:
             return cls.shipped()
         table = cls.read(path)
         if table.entry(detector, budget, settings) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from backdrift.core.model import DiffusionModel
@@ -132,7 +133,7 @@ class Backdrift:
     """
 
     budget: str = "standard"
-    calibration: str = ""
+    calibration: Path | None = None
     without: tuple[str, ...] = ()
 
     def settings(self) -> dict[str, Any]:

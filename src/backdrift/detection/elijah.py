@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -95,8 +96,8 @@ class Elijah:
     family: Literal["both", "sde", "ode"] = "both"
     decision: Literal["thresholds", "forest"] = "thresholds"
     false_positive_rate: float = 0.05
-    lpips_weights: str = ""
-    calibration: str = ""
+    lpips_weights: Path | None = None
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         check_budget(self.budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from backdrift.core.model import DiffusionModel
@@ -31,7 +32,7 @@ class PureDiffusion:
     """
 
     budget: str = "standard"
-    calibration: str = ""
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         check_budget(self.budget)

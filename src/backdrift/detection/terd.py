@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ class Terd:
 
     budget: str = "standard"
     published: bool = False
-    calibration: str = ""
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         check_budget(self.budget)

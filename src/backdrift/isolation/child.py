@@ -59,6 +59,7 @@ def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
 
     import torch
 
+    from backdrift.core.registry import file_options
     from backdrift.scanner import scan
 
     if job["threads"] is not None:
@@ -68,6 +69,9 @@ def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
         send(wire.frame(wire.PROGRESS, wire.to_json([done, total, text])))
 
     how = {**job["how"], "command": job["command"]}
+    named = file_options("detection", how["detector"], how["options"])
+    absolute = {key: str(Path(job["folder"], path)) for key, path in named.items()}
+    how["options"] = {**(how["options"] or {}), **absolute}
     report = scan(_path(job), **how, bounds=bounds, converted=converted, progress=progress)
     report.subject = report.subject.model_copy(update={"path": job["shown"]})
     report.limits = held

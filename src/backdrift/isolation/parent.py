@@ -80,6 +80,7 @@ def scan_isolated(
         "bounds": asdict(bounds or Bounds()),
         "converted": {},
         "shown": str(path),
+        "folder": os.getcwd(),
     }
     limits = limits or Limits()
     end = time.monotonic() + limits.seconds

@@ -60,7 +60,7 @@ class LpipsDistance:
         return torch.stack([self._lpips(images, image) for image in images])
 
 
-def pair_distance(channels: int, lpips_weights: str = "") -> PairDistance:
+def pair_distance(channels: int, lpips_weights: Path | None = None) -> PairDistance:
     """LPIPS when the user gives its weights, else ``random-conv``.
 
     Raises:
