@@ -8,6 +8,7 @@ import sys
 import typer
 
 from backdrift.cli import (
+    amplify,
     attack,
     bench,
     declare,
@@ -16,6 +17,7 @@ from backdrift.cli import (
     evaluate,
     invert,
     listing,
+    repair,
     restore,
     sample,
     scan,
@@ -37,7 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (scan, demo, invert, detect, train, attack, evaluate, sample, restore, declare, listing):
+for module in (
+    *(scan, demo, invert, detect, repair),
+    *(train, attack, amplify, evaluate, sample, restore, declare, listing),
+):
     app.command(name=module.NAME)(module.main)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(bench.app, name="bench")

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib import resources
 from typing import Any
 
-KINDS = ("attacks", "inversion", "detection", "detection.inputs")
+KINDS = ("attacks", "inversion", "detection", "detection.inputs", "repair")
 """Packages below ``backdrift`` whose files are plug-ins."""
 
 
