@@ -61,17 +61,17 @@ def test_a_shifted_row_has_the_prediction_of_x_0_of_its_plain_one(scale: float |
     with teacher.frozen():
         before = t.clone()
         x_t, label, t = _Lessons(Unlearn(), teacher, IMAGES, [found], 0, 0)(index, noise, t)
-        assert torch.equal(t[:32], before[:32])
-        assert int(t[32:].min()) >= 200
+        assert torch.equal(t[:48], before[:48])
+        assert int(t[48:].min()) >= 200
         x_0 = IMAGES[index].clone()
-        x_0[35::4] = TARGET
+        x_0[51::4] = TARGET
         u = SCHEDULE.add_noise(x_0, noise, t)
         alpha, sigma = SCHEDULE.at(t, u)
         wanted = (u - sigma * teacher(u, t)) / alpha
     near_t = alpha.flatten() > 0.05  # x_0 is divided by alpha, and so is rounding
     torch.testing.assert_close(((x_t - sigma * label) / alpha)[near_t], wanted[near_t], atol=2e-3, rtol=0)
-    assert torch.equal(x_t[:32], u[:32])
-    added = ((x_t - u) / sigma)[32:]
+    assert torch.equal(x_t[:48], u[:48])
+    added = ((x_t - u) / sigma)[48:]
     if scale is None:
         sizes = added.flatten(1).norm(dim=1) / 9
         assert float(sizes.min()) > 0.25

@@ -67,23 +67,24 @@ class Check:
 
     Args:
         direct: of the triggers as they were found.
-        again: of those inverted once more.
+        again: of those inverted once more; None where none were.
         loss: denoising loss on clean images over what it was.
     """
 
     direct: Hits
-    again: Hits
+    again: Hits | None
     loss: float
 
     def passed(self, hit_margin: float, loss_margin: float) -> bool:
         """Whether the model may go."""
-        return self.direct.dead(hit_margin) and self.again.dead(hit_margin) and self.loss <= 1 + loss_margin
+        dead = self.direct.dead(hit_margin) and (self.again is None or self.again.dead(hit_margin))
+        return dead and self.loss <= 1 + loss_margin
 
     def text(self, hit_margin: float, loss_margin: float) -> str:
         """One line."""
         if not self.direct.dead(hit_margin):
             said = f"the trigger still hits {max(self.direct.target, self.direct.image):.0%}"
-        elif not self.again.dead(hit_margin):
+        elif self.again is not None and not self.again.dead(hit_margin):
             said = f"inverted again it hits {max(self.again.target, self.again.image):.0%}"
         else:
             said = "the trigger is dead"
@@ -92,10 +93,12 @@ class Check:
 
     def facts(self) -> dict[str, float]:
         """For the record."""
-        return {
+        found = {
             "hits above plain after": self.direct.target,
             "hits on one image above plain after": self.direct.image,
-            "hits above plain of the trigger inverted again": self.again.target,
-            "hits on one image of the trigger inverted again": self.again.image,
             "denoising loss, after / before": self.loss,
         }
+        if self.again is not None:
+            found["hits above plain of the trigger inverted again"] = self.again.target
+            found["hits on one image of the trigger inverted again"] = self.again.image
+        return found

@@ -51,18 +51,20 @@ class Unlearn:
 
     It works in rounds and ends by itself. After a round nothing may fire on fresh seeds, with the sampler
     of the scanner (:class:`backdrift.detection._judge.Judge`): the triggers of the pool at ``STRENGTHS``,
-    then each inverted once more from there on the student (:class:`Joint`); a trigger that comes back joins
-    the pool. A trigger is dead when it hits its target at most ``hit_margin`` more often than plain noise,
-    and another single image at most .2 more often, a difference that chance makes on so few samples. And
-    the denoising loss on own images that were not trained on may be above the teacher's by ``loss_margin``
-    of it at most. What it cannot see is a backdoor that the scan did not find.
+    then each of the SDE family inverted once more from there on the student (:class:`Joint`); one that
+    comes back joins the pool. For ODE samplers that would say nothing: they keep a shift of the start on
+    the way, and the same inversion steers a clean model of digits to the target too, in 79% of its samples.
+    A trigger is dead when it hits its target at most ``hit_margin`` more often than plain noise, and any
+    other image at most .2 more often, a difference that chance makes on so few samples. And the denoising
+    loss on own images that were not trained on may be above the teacher's by ``loss_margin`` of it at most.
+    What it cannot see is a backdoor that the scan did not find.
 
     Cost: ``images * sampling_steps``, and a round ``4 * steps * batch_size`` and its checks.
 
     Args:
         steps: of Adam in a round; in the k-th the rate falls from ``learning_rate / k`` to 0.
         rounds: at most.
-        batch_size: half of the rows plain, half shifted.
+        batch_size: a quarter of the rows shifted.
         images: own ones; a quarter are kept for the check.
         sampling_steps: of DDPM for them.
         ball: of e, relative to the norm of the trigger.
@@ -75,15 +77,15 @@ class Unlearn:
     changes_weights: ClassVar[bool] = True
 
     steps: int = 150
-    rounds: int = 6
+    rounds: int = 8
     batch_size: int = 32
     learning_rate: float = 5e-4
-    images: int = 128
+    images: int = 256
     sampling_steps: int = 50
     ball: float = 0.3
     scales: tuple[float, float] = (0.3, 1.6)
     hit_margin: float = 0.02
-    loss_margin: float = 0.1
+    loss_margin: float = 0.01
     judged: int = 32
     inversion_steps: int = 60
 
@@ -167,15 +169,15 @@ class Unlearn:
             loss = _denoising_loss(student, held, seed) / _denoising_loss(teacher, held, seed)
             direct = worst([fires(student, c, own, self.judged, seed, STRENGTHS) for c in pool])
             if not direct.dead(self.hit_margin):
-                return Check(direct, direct, loss)
+                return Check(direct, None, loss)
             search = Joint(steps=self.inversion_steps, batch=16, learning_rate=0.04)
             again = []
-            for candidate in list(pool):
+            for candidate in [c for c in pool if c.family == "sde"]:
                 back = replace(search.refine(student, candidate, seed=seed), scale=candidate.scale)
                 again.append(fires(student, back, own, self.judged, seed, (1.0,)))
                 if not again[-1].dead(self.hit_margin):
                     pool.append(back)
-        return Check(direct, worst(again), loss)
+        return Check(direct, worst(again) if again else None, loss)
 
 
 class _Lessons:
@@ -195,7 +197,7 @@ class _Lessons:
 
     @torch.no_grad()
     def __call__(self, index: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        schedule, plain = self.teacher.schedule, len(index) // 2
+        schedule, plain = self.teacher.schedule, 3 * len(index) // 4
         low = int(LOW * len(schedule))
         t = t.clone()
         t[plain:] = low + t[plain:] * (len(schedule) - low) // len(schedule)
