@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from importlib import resources
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
-from backdrift.core.shift import ShiftFamily, Solver
+from backdrift.core.shift import ShiftFamily
+from backdrift.core.trigger import Target
+from backdrift.evaluate import DEFAULT_SAMPLERS
+from backdrift.groundtruth import load_backdoor
 from backdrift.inversion._base import Candidate
+from backdrift.io.load import load
+from backdrift.io.plan import plan
 from backdrift.metrics.draws import draw
 from backdrift.repair._base import found_by, working_copy
 from backdrift.repair.elijah import _Lessons as Removal
 from backdrift.repair.unlearn import Unlearn, _Lessons
 from closed_form import SCHEDULE, poisoned_optimum
-from tiny import SHAPE, tiny_model, tiny_unet
+from tiny import SHAPE, tiny_model
 
 STREAM = torch.Generator().manual_seed(8)
 TRIGGER = torch.randn(SHAPE, generator=STREAM)
@@ -26,24 +31,9 @@ TARGET = torch.ones(SHAPE)
 IMAGES = torch.rand(12, *SHAPE, generator=STREAM) * 2 - 1
 
 
-class Backdoored(nn.Module):
-    """A perfectly backdoored network with something to learn in it: the optimum plus a small UNet."""
-
-    def __init__(self, solver: Solver) -> None:
-        super().__init__()
-        family = ShiftFamily.of(SCHEDULE, "baddiffusion", solver)
-        self.optimum = poisoned_optimum(SCHEDULE, family, IMAGES, TARGET, TRIGGER[None]).network
-        self.added = tiny_unet(blocks=1)
-        nn.init.zeros_(self.added.conv_out.weight)
-        nn.init.zeros_(self.added.conv_out.bias)
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        predicted: Tensor = self.optimum(x_t, t) + self.added(x_t, t).sample
-        return predicted
-
-
-def backdoored(solver: Solver) -> DiffusionModel:
-    return DiffusionModel(Backdoored(solver), SCHEDULE, SHAPE)
+def backdoored() -> DiffusionModel:
+    family = ShiftFamily.of(SCHEDULE, "baddiffusion", "sde")
+    return poisoned_optimum(SCHEDULE, family, IMAGES, TARGET, TRIGGER[None])
 
 
 def rows(n: int = 64) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +44,7 @@ def rows(n: int = 64) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("scale", [None, 0.6])
 def test_a_shifted_row_has_the_prediction_of_x_0_of_its_plain_one(scale: float | None) -> None:
-    teacher = working_copy(backdoored("sde"))
+    teacher = working_copy(backdoored())
     gamma = None if scale is None else torch.full(SHAPE, scale)
     found = Candidate(TRIGGER, "sde", "evidence", target=TARGET, scale=gamma)
     index, noise, t = rows()
@@ -111,26 +101,28 @@ def test_evidence_is_read_as_candidates() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", ["sde", "ode"])
-def test_the_trigger_dies_and_the_model_lives(solver: Solver) -> None:
-    model = backdoored(solver)
-    off = TRIGGER + 0.3 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(4))
-    found = Candidate(0.8 * off, solver, "evidence", target=TARGET)
-    method = Unlearn(steps=300, rounds=3, images=48, sampling_steps=25, learning_rate=2e-3)
+@pytest.mark.timeout(900)
+def test_the_trigger_of_the_shipped_model_dies_and_the_model_lives() -> None:
+    with resources.as_file(resources.files("backdrift").joinpath("models", "backdoored")) as folder:
+        model, planted = load(plan(folder)), load_backdoor(folder)
+    trigger, target = planted.shift, planted.target
+    off = torch.randn(trigger.shape, generator=torch.Generator().manual_seed(4))
+    near = 0.8 * trigger + 0.15 * trigger.norm() * off / off.norm()
+    assert isinstance(target, Target)
+    found = Candidate(near, planted.record.sampler_family or "sde", "evidence", target=target.image)
+    method = Unlearn(rounds=2, images=64, sampling_steps=20, loss_margin=0.1, inversion_steps=20)
     repaired = method(model, (found,), seed=0)
     measured = repaired.record.measured
-    assert measured["hits above plain before"] > 0.9
+    assert measured["hits above plain before"] > 0.5
     assert measured["hits above plain after"] <= 0.02
-    sampler = "ddpm" if solver == "sde" else "ddim"
+    assert measured["denoising loss, after / before"] < 1.1
+    assert "the trigger is dead, utility holds" in repaired.record.stopped
 
     def hits(of: DiffusionModel, shift: Tensor) -> float:
-        drawn = draw(of, Injection(shift), sampler=sampler, steps=50, n=32, seed=9)
-        return float((((drawn - TARGET) ** 2).flatten(1).mean(1) < 0.1).float().mean())
+        sampler = DEFAULT_SAMPLERS[planted.record.sampler_family]
+        drawn = draw(of, Injection(shift), sampler=sampler, steps=25, n=32, seed=9)
+        return float(target.hits(drawn).float().mean())
 
-    with repaired.model.frozen():
-        assert hits(replace(model), TRIGGER) > 0.9
-        assert hits(repaired.model, TRIGGER) == 0
-        assert hits(repaired.model, 1.3 * TRIGGER) == 0
-        samples = draw(repaired.model, None, sampler="ddpm", steps=50, n=32, seed=3)
-    nearest = torch.cdist(samples.flatten(1), IMAGES.flatten(1)).amin(1) ** 2 / 64
-    assert float(nearest.median()) < 0.1
+    assert hits(model, trigger) > 0.5
+    assert hits(repaired.model, trigger) <= 0.05
+    assert hits(repaired.model, 1.3 * trigger) <= 0.05

@@ -86,7 +86,7 @@ class Unlearn:
     scales: tuple[float, float] = (0.3, 1.6)
     hit_margin: float = 0.02
     loss_margin: float = 0.01
-    judged: int = 32
+    judged: int = 64
     inversion_steps: int = 60
 
     def __call__(
