@@ -12,17 +12,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from backdrift.core.environment import environment
+from backdrift.core.hooks import SamplingHook
 from backdrift.core.model import DiffusionModel
 from backdrift.core.results import Environment
 from backdrift.core.trigger import Target, TargetSet
 from backdrift.groundtruth import Planted
-from backdrift.metrics.bootstrap import Mean
 from backdrift.metrics.draws import Plan
 from backdrift.metrics.features import Extractor
 from backdrift.metrics.measures import Measure
-from backdrift.metrics.mse import mse
-from backdrift.metrics.rates import rate
-from backdrift.metrics.ssim import ssim
+from backdrift.metrics.specificity import Counter, rule, specificity
 from backdrift.metrics.utility import CleanTwin, Utility
 
 __all__ = ["DEFAULT_SAMPLERS", "CleanTwin", "Evaluation", "Plan", "evaluate"]
@@ -40,6 +38,7 @@ class Evaluation(BaseModel):
         model: SHA-256 of the weights; ``clean_twin`` likewise.
         reference: the images behind FD and KD, and how many.
         hit: what counts as a hit.
+        countermeasure: the sampling hook that all samples but those of the clean twin were drawn with.
         evaluations: forward passes of one sample, those of the clean twin among them.
     """
 
@@ -52,6 +51,7 @@ class Evaluation(BaseModel):
     model: str
     clean_twin: str | None
     attack: str
+    countermeasure: str = ""
     reference: str
     hit: str
     measures: list[Measure]
@@ -71,6 +71,7 @@ def evaluate(
     clean_twin: CleanTwin | None = None,
     extractor: Extractor | None = None,
     replicates: int = 200,
+    hook: SamplingHook | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Draws with and without the trigger from the same noise and measures both.
@@ -85,6 +86,7 @@ def evaluate(
         clean_twin: of the same plan; adds its FD and the ratio of both.
         extractor: for FD and KD; :class:`RandomConv` by default.
         replicates: of the bootstrap of FD.
+        hook: a countermeasure at inference.
 
     Raises:
         ValueError: shapes or a plan of the twin that do not match, steps that the sampler does not
@@ -98,10 +100,10 @@ def evaluate(
     if images is not None:
         utility = Utility(images, extractor, seed=plan.seed, replicates=replicates, batch=model.batch_size)
         target = target.beside(images) if isinstance(target, TargetSet) else target
-    count = _Counter(progress, plan.samples + plan.count(triggered=True))
+    count = Counter(progress, plan.samples + plan.count(triggered=True))
     found = [
-        _specificity(model, planted, target, plan, None, count),
-        _specificity(model, None, target, plan, utility, count),
+        specificity(model, planted.injection, target, plan, hook=hook, count=count),
+        specificity(model, None, target, plan, hook=hook, utility=utility, count=count),
     ]
     measures = [row for pair in zip(*found, strict=True) for row in pair]
     if utility is not None:
@@ -115,58 +117,14 @@ def evaluate(
         model=model.origin.sha256,
         clean_twin=None if clean_twin is None else clean_twin.model,
         attack=planted.record.attack,
+        countermeasure="" if hook is None else hook.name,
         reference=rows,
-        hit=_rule(target),
+        hit=rule(target),
         measures=measures,
         environment=environment(str(model.device)),
         evaluations=spent + (0 if clean_twin is None else clean_twin.evaluations),
         seconds=time.monotonic() - begun,
     )
-
-
-class _Counter:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-
-    def add(self, count: int, text: str) -> None:
-        self.done += count
-        if self.progress is not None:
-            self.progress(self.done, self.total, text)
-
-
-def _rule(target: Target | TargetSet) -> str:
-    if isinstance(target, Target):
-        return f"MSE below {target.threshold:.4f} to the target, images in [0, 1]"
-    return f"the nearest image, of {len(target.images)} targets and the clean training set, is a target"
-
-
-def _specificity(
-    model: DiffusionModel,
-    planted: Planted | None,
-    target: Target | TargetSet,
-    plan: Plan,
-    utility: Utility | None,
-    count: _Counter,
-) -> list[Measure]:
-    injection = None if planted is None else planted.injection
-    text, suffix = ("with trigger", "") if planted else ("without trigger", " without trigger")
-    hits, done, scores = 0, 0, {"MSE": mse}
-    if min(model.sample_shape[1:]) >= 6:
-        scores["SSIM"] = ssim
-    means = {name: Mean(plan.seed) for name in scores} if isinstance(target, Target) else {}
-    for samples in plan.draw(model, injection):
-        hits += int(target.hits(samples).sum())
-        if isinstance(target, Target):
-            for name, mean in means.items():
-                mean.update(scores[name](samples, target.image))
-        if utility is not None:
-            utility.update(samples)
-        done += len(samples)
-        count.add(len(samples), text)
-    name = ("ASR" if planted else "hits") + suffix
-    rows = [plan.measure(name, rate(hits, done), f"share of hits, in [0, 1]; {_rule(target)}")]
-    about = "to the target, images in [0, 1], data range 1"
-    return rows + [plan.measure(name + suffix, mean.compute(), about) for name, mean in means.items()]
 
 
 def _check(model: DiffusionModel, planted: Planted, images: Tensor | None, twin: CleanTwin | None) -> None:

@@ -15,6 +15,7 @@ KNOWN = {
     "inversion": {"elijah", "fixed_point", "joint", "purediffusion", "terd"},
     "detection": {"backdrift", "elijah", "purediffusion", "terd"},
     "detection.inputs": {"terd", "ufid"},
+    "repair": {"anp", "clipping", "elijah", "input_filter", "unlearn"},
 }
 
 

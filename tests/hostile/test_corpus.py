@@ -97,6 +97,8 @@ def test_mutated_files(good: Path, tmp_path: Path) -> None:
 
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
+    "repair": ("repair", "unlearn", "MODEL", "--evidence", "OUT", "-o", "OUT/repaired"),
+    "amplify": ("amplify", "MODEL", "--backdoor", "MODEL/backdoor.json", "-o", "OUT/amplified"),
     "calibrate": ("calibrate", "--models", "MODEL/..", "--budget", "quick", "-o", "OUT/own.json"),
     "scan": ("scan", "MODEL", *QUICK, "--in-process"),
     "detect": ("detect", "purediffusion", "MODEL", "--budget", "quick", "--in-process"),

@@ -6,9 +6,13 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from backdrift.core.hooks import SamplingHook
+    from backdrift.core.model import DiffusionModel
 
 Seed = Annotated[int, typer.Option("--seed", help="Root of all randomness.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
@@ -20,6 +24,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Options = Annotated[
     list[str] | None,
     typer.Option("-P", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+]
+
+Evidence = Annotated[
+    Path | None,
+    typer.Option("--evidence", help="What backdrift scan --evidence wrote of this model."),
+]
+Countermeasure = Annotated[
+    str | None,
+    typer.Option("--repair", help="clipping or input_filter: a repair that acts while sampling."),
 ]
 
 
@@ -107,3 +120,25 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} is not usable here: {reason}") from None
+
+
+def countermeasure(
+    name: str | None,
+    pairs: list[str] | None,
+    evidence: Path | None,
+    model: DiffusionModel,
+    seed: int,
+) -> SamplingHook | None:
+    """The sampling hook of ``--repair``, ``-P`` and ``--evidence``; None without a name.
+
+    Raises:
+        ValueError: unknown repair, one that changes weights, or the other options without it.
+    """
+    if name is None:
+        if pairs or evidence is not None:
+            raise ValueError("-P and --evidence are settings of --repair: name one")
+        return None
+    from backdrift.core.registry import build
+    from backdrift.repair._checkpoint import evidence_for, hook_for
+
+    return hook_for(build("repair", name, settings(pairs)), model, evidence_for(model, evidence), seed)

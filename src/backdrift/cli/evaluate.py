@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backdrift.cli._options import BatchSize, Device, Quiet, Seed, check_device, check_folder, write_text
+from backdrift.cli._options import (
+    BatchSize,
+    Countermeasure,
+    Device,
+    Evidence,
+    Options,
+    Quiet,
+    Seed,
+    check_device,
+    check_folder,
+    countermeasure,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from backdrift.evaluate import Evaluation
@@ -42,6 +54,9 @@ def main(
         Path | None, typer.Option("--fid-weights", help="Inception weights: FID in place of FD.")
     ] = None,
     output: Output = None,
+    repair: Countermeasure = None,
+    evidence: Evidence = None,
+    option: Options = None,
     quiet: Quiet = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -69,6 +84,7 @@ def main(
     loaded = load(plan(model), None, device)
     make_scheduler(how.sampler, loaded.schedule)
     loaded.batch_size = batch_size
+    hook = countermeasure(repair, option, evidence, loaded, seed)
     reference = planted.record.data if data is None else data
     known = load_dataset(reference, loaded.sample_shape) if reference else None
     recorded = planted.record.data_sha256 if data is None else ""
@@ -96,6 +112,7 @@ def main(
             clean_twin=twin,
             extractor=extractor,
             replicates=replicates,
+            hook=hook,
             progress=progress,
         )
     if output is not None:
@@ -108,6 +125,8 @@ def _text(found: Evaluation) -> str:
     from backdrift.metrics.measures import table
 
     lines = [table(found.measures), f"hit: {found.hit}"]
+    if found.countermeasure:
+        lines.append(f"countermeasure: {found.countermeasure}, not in the clean twin")
     if not found.reference:
         lines.append("FD and KD were not measured: the record names no data; give --data")
     else:

@@ -8,7 +8,7 @@ NAME = "list"
 
 
 def main() -> None:
-    """List attacks, inversions, detectors of models and of inputs."""
+    """List attacks, inversions, detectors of models and of inputs, repairs."""
     from backdrift.core.registry import KINDS, available
 
     for kind in KINDS:

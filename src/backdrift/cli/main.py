@@ -11,6 +11,7 @@ from types import FrameType
 import typer
 
 from backdrift.cli import (
+    amplify,
     attack,
     baseline,
     bench,
@@ -22,6 +23,7 @@ from backdrift.cli import (
     evaluate,
     invert,
     listing,
+    repair,
     restore,
     rules,
     sample,
@@ -50,18 +52,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    scan,
-    demo,
-    invert,
-    detect,
-    train,
-    attack,
-    evaluate,
-    sample,
-    restore,
-    declare,
-    calibrate,
-    listing,
+    *(scan, demo, invert, detect, repair, calibrate),
+    *(train, attack, amplify, evaluate, sample, restore, declare, listing),
 ):
     app.command(name=module.NAME)(module.main)
 for module in (baseline, doctor, schema):

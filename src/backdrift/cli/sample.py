@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from backdrift.cli._options import BatchSize, Device, Quiet, Seed, check_device, check_folder
+from backdrift.cli._options import (
+    BatchSize,
+    Countermeasure,
+    Device,
+    Evidence,
+    Options,
+    Quiet,
+    Seed,
+    check_device,
+    check_folder,
+    countermeasure,
+)
 
 NAME = "sample"
 
@@ -27,6 +38,9 @@ def main(
         Path | None,
         typer.Option("--latents", help="PNG of the first samples on their way, one a row."),
     ] = None,
+    repair: Countermeasure = None,
+    evidence: Evidence = None,
+    option: Options = None,
     quiet: Quiet = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -51,12 +65,15 @@ def main(
     if injection is not None and tuple(injection.shift.shape) != tuple(loaded.sample_shape):
         shapes = f"{tuple(injection.shift.shape)}, not {tuple(loaded.sample_shape)}"
         raise ValueError(f"the trigger has shape {shapes}")
-    images = loaded.decode(draw(loaded, injection, sampler=sampler, steps=steps, n=count, seed=seed)).cpu()
+    hook = countermeasure(repair, option, evidence, loaded, seed)
+    drawn = draw(loaded, injection, sampler=sampler, steps=steps, n=count, seed=seed, hook=hook)
+    images = loaded.decode(drawn).cpu()
     save_images(images, output)
-    lines = [f"wrote {output}: {count} samples, {sampler}, {steps} steps, seed {seed}"]
+    against = "" if hook is None else f", {hook.name}"
+    lines = [f"wrote {output}: {count} samples, {sampler}, {steps} steps, seed {seed}{against}"]
     if strip is not None:
         few = min(count, IN_STRIP)
-        rows, times = latents(loaded, injection, sampler=sampler, steps=steps, n=few, seed=seed)
+        rows, times = latents(loaded, injection, sampler=sampler, steps=steps, n=few, seed=seed, hook=hook)
         save_images(rows.flatten(0, 1), strip, columns=rows.shape[1])
         lines.append(f"wrote {strip}: after the steps at t = {', '.join(map(str, times))}")
     if not quiet:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-KINDS = ("attacks", "inversion", "detection", "detection.inputs")
+KINDS = ("attacks", "inversion", "detection", "detection.inputs", "repair")
 """Packages below ``backdrift`` whose files are plug-ins."""
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from backdrift.core.randomness import generator
+
 Shape = tuple[int, int, int]
 OnBad = Literal["refuse", "skip"]
 
@@ -53,6 +55,19 @@ class ImageSet:
         """Of the bytes of ``images``, little-endian, as 64 hexadecimal digits."""
         array = self.images.contiguous().numpy().astype("<f4", copy=False)
         return hashlib.sha256(array.data).hexdigest()
+
+    def some(self, count: int | None, seed: int) -> Tensor:
+        """``count`` of the images at random, or all of them: (n, C, H, W).
+
+        Raises:
+            ValueError: there are not that many.
+        """
+        if count is None:
+            return self.images
+        if count > len(self.images):
+            raise ValueError(f"{self.name} has {len(self.images)} images, not {count}")
+        order = torch.randperm(len(self.images), generator=generator(seed, "some", self.name))
+        return self.images[order[:count]]
 
 
 def check_shape(name: str, shape: Shape, smallest: int = 1, largest: int | None = None) -> None:

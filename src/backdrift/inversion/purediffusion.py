@@ -85,13 +85,11 @@ class PureDiffusion:
         progress: Progress | None,
     ) -> Candidate:
         kept = strided_timesteps(model.schedule, self.chain)
-        rho = ShiftFamily.of(model.schedule, "baddiffusion", family).rho
-        scale = coefficient(model.schedule, rho, family, kept).flip(0)
         tau = start.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([tau], lr=self.learning_rate)
         history = []
         for step in range(self.steps):
-            loss = self._loss(model, tau, kept, scale, family, seed, (name, step))
+            loss = self.loss(model, tau, kept, family, seed, (name, step))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_([tau], 1.0)
@@ -103,16 +101,23 @@ class PureDiffusion:
         found, label = tau.detach(), f"{family}, {name}"
         return Candidate(found, family, label, -history[-1], history=tuple(history))
 
-    def _loss(
+    def loss(
         self,
         model: DiffusionModel,
         tau: Tensor,
         kept: list[int],
-        scale: Tensor,
         family: Solver,
         seed: int,
         name: tuple[str, int],
     ) -> Tensor:
+        """Both losses for a shift (C, H, W), a scalar, differentiable.
+
+        Args:
+            kept: timesteps of the chain, descending.
+            name: of the noise; another name is other noise.
+        """
+        rho = ShiftFamily.of(model.schedule, "baddiffusion", family).rho
+        scale = coefficient(model.schedule, rho, family, kept).flip(0)
         half = SampleGenerator(seed, self.batch // 2, f"pure/{name[0]}/{name[1]}")
         noise = half.normal(model.sample_shape, model.device)
         x_T = torch.cat([noise, -noise]) + tau

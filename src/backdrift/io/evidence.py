@@ -110,6 +110,31 @@ def save_candidates(
     return Path(folder)
 
 
+def save_trigger(
+    shift: Array,
+    pictures: dict[str, Array],
+    name: str,
+    facts: dict[str, Any],
+    folder: str | Path,
+    columns: int,
+) -> Path:
+    """Saves one trigger (C, H, W), pictures (N, C, H, W) by name, and facts as the JSON ``name``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty.
+    """
+    with replaced_folder(folder, overwrite=False, marker=name) as fresh:
+        _save_array(shift, fresh / "trigger.safetensors")
+        save_images(_stretched(shift)[None], fresh / "trigger.png")
+        for title, images in pictures.items():
+            save_images(images, fresh / f"{title}.png", columns=columns)
+        (fresh / name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return Path(folder)
+
+
 def _save_one(report: Report, evidence: Evidence, root: Path, name: str) -> dict[str, Any]:
     folder = root / name
     folder.mkdir()

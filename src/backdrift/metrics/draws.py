@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backdrift.core.hooks import SamplingHook
 from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator
@@ -27,6 +28,7 @@ def batches(
     n: int,
     seed: int,
     post_step: PostStep | None = None,
+    hook: SamplingHook | None = None,
 ) -> Iterator[Tensor]:
     """Samples (B, C, H, W) in batches of at most ``model.batch_size``, n in all; not clamped.
 
@@ -34,6 +36,7 @@ def batches(
 
     Args:
         post_step: see :func:`backdrift.core.sampling.sample`.
+        hook: a countermeasure; ``post_step`` comes after it.
     """
     way = injection or Injection(torch.zeros(model.sample_shape))
     size = model.batch_size
@@ -41,15 +44,30 @@ def batches(
         fresh = SampleGenerator(seed, range(start, min(n, start + size)), "asr")
         noise = fresh.normal(model.sample_shape, model.device)
         yield way.sample(
-            model, model.schedule, noise, sampler=sampler, steps=steps, generator=fresh, post_step=post_step
+            model,
+            model.schedule,
+            noise,
+            hook=hook,
+            sampler=sampler,
+            steps=steps,
+            generator=fresh,
+            post_step=post_step,
         )
 
 
 def draw(
-    model: DiffusionModel, injection: Injection | None, *, sampler: str, steps: int, n: int, seed: int
+    model: DiffusionModel,
+    injection: Injection | None,
+    *,
+    sampler: str,
+    steps: int,
+    n: int,
+    seed: int,
+    hook: SamplingHook | None = None,
 ) -> Tensor:
     """All of :func:`batches` at once: (n, C, H, W)."""
-    return torch.cat(list(batches(model, injection, sampler=sampler, steps=steps, n=n, seed=seed)))
+    drawn = batches(model, injection, sampler=sampler, steps=steps, n=n, seed=seed, hook=hook)
+    return torch.cat(list(drawn))
 
 
 def latents(
@@ -61,6 +79,7 @@ def latents(
     n: int,
     seed: int,
     frames: int = 10,
+    hook: SamplingHook | None = None,
 ) -> tuple[Tensor, list[int]]:
     """States on the way from noise to image: the figure of BadDiffusion's appendix D.
 
@@ -80,7 +99,9 @@ def latents(
         return x
 
     times: list[int] = []
-    drawn = batches(model, injection, sampler=sampler, steps=steps, n=n, seed=seed, post_step=keep)
+    drawn = batches(
+        model, injection, sampler=sampler, steps=steps, n=n, seed=seed, post_step=keep, hook=hook
+    )
     for _ in drawn:
         picked = [pair for number, pair in enumerate(seen, start=1) if number in kept]
         rows.append(torch.stack([x for x, _ in picked], dim=1))
@@ -117,14 +138,18 @@ class Plan:
         """How many samples are drawn."""
         return self.samples if not triggered or self.triggered is None else self.triggered
 
-    def draw(self, model: DiffusionModel, injection: Injection | None) -> Iterator[Tensor]:
+    def draw(
+        self, model: DiffusionModel, injection: Injection | None, hook: SamplingHook | None = None
+    ) -> Iterator[Tensor]:
         """Batches (B, C, H, W) on the CPU.
 
         Raises:
             CheckpointError: the model draws numbers that are not finite.
         """
         n = self.count(triggered=injection is not None)
-        drawn = batches(model, injection, sampler=self.sampler, steps=self.steps, n=n, seed=self.seed)
+        drawn = batches(
+            model, injection, sampler=self.sampler, steps=self.steps, n=n, seed=self.seed, hook=hook
+        )
         for batch in drawn:
             if not bool(batch.isfinite().all()):
                 raise CheckpointError("the model draws no finite numbers; nothing was measured", "BD404")

@@ -19,7 +19,7 @@ from backdrift.training.config import TrainingConfig, draw, learning_rate_at
 from backdrift.training.course import Course, Progress
 from backdrift.training.state import Hook, State
 
-Batch = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Batch = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 Watch = Callable[[DiffusionModel, int], None]
 
 
@@ -44,7 +44,8 @@ def train(
 
     Args:
         rows: how many rows there are to draw from.
-        batch: ``(row indices, noise, t) -> (x_t, label)``, all with the batch in front.
+        batch: ``(row indices, noise, t) -> (x_t, label)``, all with the batch in front; ``(x_t, label, t)``
+            where it chooses other timesteps, or another number of rows.
         hook: what learns along, for example a trigger; its state is resumed too.
         state: folder of the resumable state; a run that finds one goes on from there.
         log: JSONL file, see :class:`backdrift.training.course.Course`.
@@ -178,8 +179,8 @@ def _gradient(
         last = number + 1 == config.accumulate
         with nullcontext() if last else accelerator.no_sync(run.network):
             i, at, eps = (part.to(accelerator.device) for part in (i, at, eps))
-            x_t, label = batch(i, eps, at)
-            loss = ((label - run(x_t, at)) ** 2).mean() / config.accumulate
+            x_t, label, *times = batch(i, eps, at)
+            loss = ((label - run(x_t, *(times or (at,)))) ** 2).mean() / config.accumulate
             accelerator.backward(loss)
         total += float(loss.detach())
     return total
