@@ -173,7 +173,7 @@ class Unlearn:
             search = Joint(steps=self.inversion_steps, batch=16, learning_rate=0.04)
             again = []
             for candidate in [c for c in pool if c.family == "sde"]:
-                back = replace(search.refine(student, candidate, seed=seed), scale=candidate.scale)
+                back = search.refine(student, candidate, seed=seed)
                 again.append(fires(student, back, own, self.judged, seed, (1.0,)))
                 if not again[-1].dead(self.hit_margin):
                     pool.append(back)
