@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "villandiffusion": {"poison_rate": 0.5, "psi": 0.5, "sampler_family": "ode"},
     "trojdiff": {"poison_rate": 0.5, "kind": "patch", "gamma": 0.25},
     "invisible": {"poison_rate": 0.5, "inner_noises": 2, "inner_timesteps": 2},
+    "guarded": {"poison_rate": 0.5},
     "clean": {},
 }
 

@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused() -> None:
         Plan(samples=3)
     broken = closed_form(DIGITS)
     broken.network = _Nan()
-    with pytest.raises(CheckpointError, match="not finite"):
+    with pytest.raises(CheckpointError, match="no finite"):
         evaluate(broken, planted(), None, PLAN)
 
 
