@@ -24,6 +24,7 @@ from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.detection._base import Detection
+from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import UNCALIBRATED_THRESHOLD, judge_inversion
@@ -128,6 +129,7 @@ def detect(model: DiffusionModel, method: str) -> Detection:
         budget="standard",
         config={"inversion": vars(build("inversion", name, settings))},
         seed=SEED,
+        table=CalibrationTable.shipped(),
     )
 
 

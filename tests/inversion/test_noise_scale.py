@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from backdrift.attacks.patterns import make_target, make_trigger
 from backdrift.attacks.trojdiff import TrojDiff
 from backdrift.core.model import DiffusionModel
 from backdrift.data import load_images
-from backdrift.detection.backdrift import STAGES, Backdrift
+from backdrift.detection._judge import Judge
+from backdrift.detection._nulls import NULLS
+from backdrift.detection._trial import Trial
 from backdrift.inversion._base import cosine
 from backdrift.inversion.joint import Joint
 from backdrift.inversion.noise_scale import NoiseScale
@@ -75,21 +76,18 @@ def test_refined_by_the_loss_of_the_attack(images: Tensor) -> None:
     assert float((refined.target - make_target("hat", SHAPE)).square().mean()) < 0.05
 
 
-def test_the_verdict_does_not_hold_the_scale_against_the_trigger(images: Tensor) -> None:
+def test_the_scale_is_not_held_against_the_trigger(images: Tensor) -> None:
     """At gamma .6 shifts of any direction reach the target: the scale is what fires."""
-    model, mu, _ = poisoned(images, "blend", 0.6, "low-frequency")
-    found = Backdrift("quick")(model, seed=0)
-    assert found.evidence is not None
-    assert found.evidence.scale is not None
-    assert found.finding.score >= 0.5
-    assert cosine(torch.from_numpy(found.evidence.trigger), mu) > 0.9
-    assert max(null.score for null in found.finding.nulls) > 0.5
+    model, _, _ = poisoned(images, "blend", 0.6, "low-frequency")
+    found = NoiseScale()(model, seed=0)[0]
+    trial = Trial.hold(model, Judge(samples=8, steps=20), found, NULLS, 0)
+    assert max(null.on_target for null in trial.nulls.values()) > 0.5
+    assert trial.score > 0.8
 
 
 def test_the_cost_is_what_is_spent(images: Tensor) -> None:
     model = closed_form(images)
-    for stages in STAGES.values():
-        assert stages.scaled is not None
+    for search in (NoiseScale(), NoiseScale(looks=4, noises=16, rounds=3)):
         before = model.evaluations
-        stages.scaled(model, seed=0)
-        assert model.evaluations - before == stages.scaled.cost
+        search(model, seed=0)
+        assert model.evaluations - before == search.cost

@@ -19,7 +19,6 @@ from backdrift.inversion._base import Candidate
 from backdrift.inversion.boundary import Boundary
 from backdrift.inversion.fixed_point import FixedPoint
 from backdrift.inversion.joint import Joint
-from backdrift.inversion.noise_scale import NoiseScale
 
 
 @dataclass(frozen=True)
@@ -29,34 +28,30 @@ class Stages:
     Args:
         search: for SDE backdoors, from random directions.
         edge: for ODE backdoors.
-        scaled: for SDE backdoors with a noise scale of their own.
         screen: a short look at what a candidate draws.
         refine: from a candidate, by gradient.
-        refined: how many candidates of each kind are refined, (SDE, ODE, with a noise scale).
+        refined: how many candidates of each family are refined, (SDE, ODE).
         judge: the final look, on fresh seeds.
         nulls: shifts to compare with, names of ``NULLS``.
     """
 
     search: FixedPoint
     edge: Boundary
-    scaled: NoiseScale | None
     screen: Judge
     refine: Joint
-    refined: tuple[int, int, int]
+    refined: tuple[int, int]
     judge: Judge
     nulls: tuple[str, ...]
 
     @property
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
-        kinds = sum(number > 0 for number in self.refined)
-        scaled = 0 if self.scaled is None else self.scaled.cost + 3 * self.screen.cost
-        screens = 1 + len(self.search.starts) + sum(self.refined) + 2 * kinds
+        families = sum(number > 0 for number in self.refined)
+        screens = 1 + len(self.search.starts) + sum(self.refined) + 2 * families
         judged = 2 + len(self.nulls)
         return (
             self.search.cost
             + self.edge.cost
-            + scaled
             + screens * self.screen.cost
             + sum(self.refined) * self.refine.refine_cost
             + judged * self.judge.cost
@@ -66,32 +61,29 @@ class Stages:
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(noises=16, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
+        FixedPoint(noises=18, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
         Boundary(starts=(-0.9,), noises=16, rounds=6, steps=3),
-        NoiseScale(looks=4, noises=16),
         Judge(samples=4, steps=10),
-        Joint(steps=72, batch=4, learning_rate=0.08, warm_samples=0),
-        (0, 1, 0),
-        Judge(samples=8, steps=15),
+        Joint(steps=80, batch=4, learning_rate=0.08, warm_samples=0),
+        (0, 1),
+        Judge(samples=8, steps=17),
         ("opposite", *AIMED),
     ),
     "standard": Stages(
         FixedPoint(noises=48, rounds=8, norms=(0.3, 0.45, 0.6, 0.9), families=("sde",)),
-        Boundary(noises=42),
-        NoiseScale(),
+        Boundary(),
         Judge(samples=6, steps=20),
-        Joint(steps=96, batch=16, learning_rate=0.04, warm_samples=0),
-        (1, 2, 1),
+        Joint(steps=136, batch=16, learning_rate=0.04, warm_samples=0),
+        (1, 2),
         Judge(samples=20, steps=25),
         NULLS,
     ),
     "deep": Stages(
         FixedPoint(noises=96, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.9), families=("sde",), deflations=3),
         Boundary(starts=(-0.9, -0.6, 0.45, 0.6, 0.75, 0.9), noises=96),
-        NoiseScale(noises=128, rounds=4),
         Judge(samples=8, steps=25),
-        Joint(steps=260, batch=16, learning_rate=0.04, warm_samples=0),
-        (3, 4, 1),
+        Joint(steps=300, batch=16, learning_rate=0.04, warm_samples=0),
+        (3, 4),
         Judge(samples=32, steps=50),
         NULLS,
     ),
@@ -104,8 +96,7 @@ INGREDIENTS: dict[str, Callable[[Stages], Stages]] = {
     "small norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[-1:])),
     "large norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[:1])),
     "boundary": lambda s: replace(s, edge=replace(s.edge, starts=())),
-    "noise scale": lambda s: replace(s, scaled=None),
-    "refinement": lambda s: replace(s, refined=(0, 0, 0)),
+    "refinement": lambda s: replace(s, refined=(0, 0)),
     "aimed nulls": lambda s: replace(s, nulls=tuple(n for n in s.nulls if n not in AIMED)),
 }
 """Parts of the method by name, and what the stages are without them."""
@@ -113,13 +104,12 @@ INGREDIENTS: dict[str, Callable[[Stages], Stages]] = {
 
 @dataclass(frozen=True)
 class Backdrift:
-    """Search by three iterations, refine by :class:`Joint`, judge what is drawn.
+    """Search by :class:`FixedPoint` and :class:`Boundary`, refine by :class:`Joint`, judge what is drawn.
 
-    Ours. :class:`FixedPoint`, :class:`Boundary` and :class:`NoiseScale` search. Every candidate is
-    screened by a few samples; the best of each kind are refined; the best of all is frozen, and on fresh
-    seeds its samples are compared with plain ones and with those of other shifts of the same norm. The
-    score is the share of fresh samples that hit the recovered target, less what plain noise and the nulls
-    do (:attr:`Trial.background`), in [-1, 1].
+    Ours. Every candidate is screened by a few samples; the best of each family are refined; the best
+    of all is frozen, and on fresh seeds its samples are compared with plain ones and with those of
+    other shifts of the same norm. The score is the share of fresh samples that hit the recovered
+    target, less what plain noise and the nulls do (:attr:`Trial.background`), in [-1, 1].
 
     It sees the model alone: no data, no trigger, target, attack name or poison rate.
 
@@ -138,7 +128,7 @@ class Backdrift:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
-        return {"version": 4, "budget": self.budget, "stages": asdict(self._stages())}
+        return {"version": 3, "budget": self.budget, "stages": asdict(self._stages())}
 
     def most_evaluations(self) -> int:
         """What the budget's stages cost at most."""
@@ -151,14 +141,14 @@ class Backdrift:
                 raise ValueError(f"unknown ingredient {name!r}; known: {', '.join(INGREDIENTS)}")
         self._table()
 
+    def _table(self) -> CalibrationTable:
+        return CalibrationTable.choose(self.calibration, "backdrift", self.budget, self.settings())
+
     def _stages(self) -> Stages:
         stages = STAGES[self.budget]
         for name in self.without:
             stages = INGREDIENTS[name](stages)
         return stages
-
-    def _table(self) -> CalibrationTable:
-        return CalibrationTable.choose(self.calibration, "backdrift", self.budget, self.settings())
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
@@ -167,8 +157,6 @@ class Backdrift:
         with model.frozen():
             found = stages.search(model, seed=seed, progress=shown)
             found += stages.edge(model, seed=seed, progress=shown)
-            if stages.scaled is not None:
-                found += stages.scaled(model, seed=seed, progress=shown)
             ranked = _rank(model, stages, found, seed, shown)
             best = ranked[0][1]
             trial = Trial.hold(model, stages.judge, best, stages.nulls, derive_seed(seed, "final"), shown)
@@ -207,17 +195,14 @@ def _rank(
 ) -> list[tuple[float, Candidate]]:
     """Screened candidates and their refinements, the best first."""
     look = derive_seed(seed, "screen")
-    ode = [c for c in found if c.family == "ode"]
-    looked, begun = [], ode[: stages.refined[1]]
-    for scaled, number in ((False, stages.refined[0]), (True, stages.refined[2])):
-        mine = tuple(c for c in found if c.family == "sde" and (c.scale is not None) == scaled)
-        looked += screen(model, stages.screen, mine, look)
-        begun += [c for _, c in looked[len(looked) - len(mine) :][:number]]
+    sde = screen(model, stages.screen, tuple(c for c in found if c.family == "sde"), look)
     progress(0, 0, "screened")
+    ode = [c for c in found if c.family == "ode"]
+    begun = [c for _, c in sde[: stages.refined[0]]] + ode[: stages.refined[1]]
     refined = []
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
         refined.append(replace(better, start=f"{candidate.start}, refined"))
     aimed = any(name in AIMED for name in stages.nulls)
-    looked += screen(model, stages.screen, tuple(refined), look, aimed=aimed)
+    looked = sde + screen(model, stages.screen, tuple(refined), look, aimed=aimed)
     return sorted(looked, key=lambda s: -s[0]) + [(float("-inf"), c) for c in ode]
