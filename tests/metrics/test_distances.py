@@ -137,6 +137,19 @@ def test_the_ratio_of_paired_distances() -> None:
     assert (itself.value, itself.low, itself.high) == pytest.approx((1, 1, 1))
 
 
+def test_the_interval_covers_the_estimate_against_this_reference() -> None:
+    """The truth is the mean of 50 sets; 50 replicates cover it somewhat less often than 95%."""
+    real = normal(40, 0)
+    found = []
+    for seed in range(50):
+        fd = FrechetDistance(Pixels(4), seed=seed, replicates=50)
+        fed(fd, real, normal(200, 1 + seed) * 1.3 + 0.5, batch=200)
+        found.append(fd.compute())
+    truth = sum(each.value for each in found) / len(found)
+    covered = sum(each.low <= truth <= each.high for each in found)
+    assert 39 <= covered <= 49
+
+
 @pytest.mark.parametrize(
     "make", [lambda: FrechetDistance(RandomConv(1), replicates=5), lambda: KernelDistance(RandomConv(1))]
 )

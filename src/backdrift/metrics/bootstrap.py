@@ -50,6 +50,11 @@ class Bootstrapped:
             torch.manual_seed(derive_seed(self.seed, "bootstrap", self._updates))
             self.copies.update(*tensors, **options)
 
+    def fix(self, *tensors: Tensor, **options: Any) -> None:
+        """Feeds a batch that is no sample but the thing itself: every copy sees it as it is."""
+        for metric in (self.metric, *self.copies.metrics):
+            metric.update(*tensors, **options)
+
     def compute(self) -> tuple[float, Tensor]:
         """The value, and those of the replicates: float64, (R,).
 
