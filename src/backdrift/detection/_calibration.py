@@ -175,7 +175,7 @@ def out_of_range(models: Sequence[Known], model: DiffusionModel) -> list[str]:
     """Why a model is unlike every clean model of a population; empty when it is like one.
 
     Like is: of its resolution and channels, of a size within a factor of three, of the same kind of
-    schedule.
+    schedule, all in one clean model.
     """
     own = Known.of("", model)
     alike = [known for known in models if known.sample_shape == own.sample_shape]
@@ -184,14 +184,17 @@ def out_of_range(models: Sequence[Known], model: DiffusionModel) -> list[str]:
         here = "x".join(map(str, own.sample_shape))
         return [f"sample shape {here}; calibrated: {', '.join(shapes)}"]
     reasons = []
-    if not any(known.parameters / 3 <= own.parameters <= 3 * known.parameters for known in alike):
-        most = max(known.parameters for known in alike)
-        reasons.append(f"{own.parameters:,} parameters; calibrated up to {3 * most:,} at this shape")
-    if not any(
-        known.timesteps == own.timesteps and abs(known.last_alpha - own.last_alpha) < 1e-3
-        for known in alike
-    ):
-        others = "; ".join(sorted({known.schedule for known in alike}))
+    sized = [known for known in alike if known.parameters / 3 <= own.parameters <= 3 * known.parameters]
+    if not sized:
+        sizes = ", ".join(f"{size:,}" for size in sorted({known.parameters for known in alike}))
+        reasons.append(f"{own.parameters:,} parameters, not within a factor of three of {sizes}")
+    timed = [
+        known
+        for known in sized or alike
+        if known.timesteps == own.timesteps and abs(known.last_alpha - own.last_alpha) < 1e-3
+    ]
+    if not timed:
+        others = "; ".join(sorted({known.schedule for known in sized or alike}))
         reasons.append(f"noise schedule {own.schedule}; calibrated: {others}")
     return reasons
 

@@ -129,19 +129,20 @@ def by_thresholds(
     """
     references.check(features)
     clean = references.clean
-
-    def limit(count: int) -> float:
-        return (count - int(false_positive_rate * count + 1e-9)) / count
-
     alone = [share_below([other for other in clean if other is not row], row) for row in clean]
     return Decision(
         score=share_below(clean, features),
-        threshold=limit(len(clean)),
+        threshold=share_at(len(clean), false_positive_rate),
         clean=alone,
         backdoored=[share_below(clean, row) for row in references.backdoored],
-        false_positives=sum(each >= limit(len(clean) - 1) for each in alone),
+        false_positives=sum(each >= share_at(len(clean) - 1, false_positive_rate) for each in alone),
         cuts={name: -threshold_at([-row[name] for row in clean], false_positive_rate) for name in features},
     )
+
+
+def share_at(count: int, false_positive_rate: float = 0.05) -> float:
+    """The share of ``count`` clean models that a flagged model has a feature below, in (0, 1]."""
+    return (count - int(false_positive_rate * count + 1e-9)) / count
 
 
 def share_below(clean: Sequence[Mapping[str, float]], features: Mapping[str, float]) -> float:
