@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from backdrift.bench import _planting, tasks
+from backdrift.bench.estimate import MEASURED, estimate
 from backdrift.bench.recipes import Recipe, make
 from backdrift.bench.tasks import Opened, Task, load_bench
+from backdrift.bench.zoo import Suite, model_cells
 from backdrift.core.results import Evidence
 from backdrift.detection._base import Detection
 from report.sample import report
@@ -48,6 +50,16 @@ def test_an_evaluation_says_its_seed_and_sampler(tmp_path: Path, monkeypatch: py
     outcome = tasks._evaluate(task, tmp_path / "model", 3, tmp_path / "x.json", None)
     assert (outcome.resolved["seed"], outcome.resolved["sampler"]) == (3, "ddpm")
     assert {measure["seed"] for measure in outcome.value["measures"]} == {3}
+
+
+def test_an_attack_with_a_sampler_of_its_own_is_estimated_twice() -> None:
+    suite, _ = load_bench("smoke")
+    lines = []
+    for attack in ("baddiffusion", "trojdiff"):
+        zoo = Suite(description="", models={"a": Recipe(attack=attack, trigger="cross", target="hat")})
+        cells = model_cells(zoo, Path("nowhere")).values()
+        lines += estimate(suite, zoo, cells, pace=lambda recipe: 1.0)
+    assert lines[1].evaluations - lines[0].evaluations == MEASURED
 
 
 def test_models_elsewhere_are_found_before_there_is_a_folder(tmp_path: Path) -> None:
