@@ -37,6 +37,11 @@ def test_a_calibration_counts_its_own_false_positives() -> None:
     assert (found.clean_scores, found.backdoored_scores) == (CLEAN, BAD)
 
 
+def test_the_interval_of_no_flag_holds_for_a_threshold_above_all_scores() -> None:
+    """All n scores lie below a quantile that new ones exceed with probability p: (1 - p)^n."""
+    assert [(1 - wilson(0, n)[1]) ** n < 0.05 for n in (6, 7, 13, 100)] == [False, True, True, True]
+
+
 @pytest.mark.parametrize(
     ("changes", "timesteps", "reason"),
     [

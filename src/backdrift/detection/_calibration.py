@@ -149,7 +149,12 @@ class CalibrationTable(_Part):
     def of(
         self, detector: str, budget: str, settings: dict[str, Any], model: DiffusionModel
     ) -> Calibration | None:
-        """What a report on ``model`` says of the threshold; None when there is none for these settings."""
+        """What a report on ``model`` says of the threshold; None when there is none for these settings.
+
+        A threshold that lies above all scores that set it flags none of them. The interval means something
+        all the same: the rate on new models of their kind is above p with a probability of at most
+        ``(1 - p)^n``, and at the end of Wilson's interval of 0 in n that is below .05 from n = 7 on.
+        """
         entry = self.entry(detector, budget, settings)
         if entry is None:
             return None
