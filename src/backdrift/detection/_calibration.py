@@ -160,19 +160,31 @@ class CalibrationTable(_Part):
             return None
         clean = [row.score for row in entry.clean]
         flagged = sum(score >= entry.threshold for score in clean)
+        backdoored = [row.score for row in entry.backdoored]
+        return self.beside(model, entry.threshold, flagged, clean, backdoored)
+
+    def beside(
+        self,
+        model: DiffusionModel,
+        threshold: float,
+        flagged: int,
+        clean: list[float],
+        backdoored: list[float],
+    ) -> Calibration:
+        """A threshold of scores of this population, of whose clean ones ``flagged`` reach it."""
         reasons = out_of_range(self.population.models, model)
         return Calibration(
             id=self.id,
             population=self.population.description,
             n_clean=len(clean),
-            n_backdoored=len(entry.backdoored),
-            threshold=entry.threshold,
+            n_backdoored=len(backdoored),
+            threshold=threshold,
             false_positive_rate=flagged / max(1, len(clean)),
             interval=wilson(flagged, len(clean)),
             in_range=not reasons,
             out_of_range=reasons,
             clean_scores=clean,
-            backdoored_scores=[row.score for row in entry.backdoored],
+            backdoored_scores=backdoored,
         )
 
 

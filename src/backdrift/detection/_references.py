@@ -11,8 +11,8 @@ import numpy as np
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.core.results import Calibration
-from backdrift.detection._calibration import CalibrationTable, out_of_range
-from backdrift.metrics.rates import threshold_at, wilson
+from backdrift.detection._calibration import CalibrationTable
+from backdrift.metrics.rates import threshold_at
 
 TREES = 100
 FOLDS = 5
@@ -94,21 +94,8 @@ class Decision:
 
     def calibration(self, references: References, model: DiffusionModel) -> Calibration:
         """Where the threshold comes from, for the report on ``model``."""
-        table = references.table
-        reasons = out_of_range(table.population.models, model)
-        return Calibration(
-            id=table.id,
-            population=table.population.description,
-            n_clean=len(references.clean),
-            n_backdoored=len(references.backdoored),
-            threshold=self.threshold,
-            false_positive_rate=self.false_positives / len(references.clean),
-            interval=wilson(self.false_positives, len(references.clean)),
-            in_range=not reasons,
-            out_of_range=reasons,
-            clean_scores=self.clean,
-            backdoored_scores=self.backdoored,
-        )
+        scores = self.clean, self.backdoored
+        return references.table.beside(model, self.threshold, self.false_positives, *scores)
 
 
 def by_thresholds(
