@@ -109,18 +109,16 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# Reinforced triggers over the steps of training",
         "",
-        f"`backdrift zoo build {SUITE} -o zoo`, then `python benchmarks/amplification.py --zoo "
-        "zoo`; the cells "
-        f"are under `results/{SUITE}`. L-infinity distance to the true trigger at most {RADIUS}, n "
-        f"= {SAMPLES} "
-        f"on the same seeds, {STEPS} steps of the attack's sampler, [95% intervals]. Step 0 is the "
-        "clean base, "
-        "reinforced by the same optimiser in the same ball: a gain counts above that row alone.",
+        f"`backdrift zoo build {SUITE} -o zoo`, then `python benchmarks/amplification.py --zoo zoo`; the "
+        f"cells are under `results/{SUITE}`. L-infinity distance to the true trigger at most {RADIUS}, "
+        f"n = {SAMPLES} on the same seeds, {STEPS} steps of the attack's sampler, [95% intervals]. Step 0 "
+        "is the clean base, reinforced by the same optimiser in the same ball: a gain counts above that "
+        "row alone.",
         "",
         f"![ASR over the steps]({SUITE}.png)",
         "",
-        "| model | trigger, target | step | variant | ASR | ASR reinforced | MSE | MSE reinforced | L2 "
-        "(norm of r) | seconds |",
+        "| model | trigger, target | step | variant | ASR | ASR reinforced | MSE | MSE reinforced "
+        "| L2 (norm of r) | seconds |",
         "|" + "---|" * 10,
     ]
     order = {variant: number for number, variant in enumerate(VARIANTS)}
@@ -150,8 +148,7 @@ def verdicts(rows: list[Row]) -> list[str]:
         said = "yes, " + "; ".join(reached) if reached else "not so"
         found.append(
             f"{model}: ASR of {WANTED[0]} or more where that of the original is below {WANTED[1]}, "
-            "between 1/20 "
-            f"and 1/5 of the steps: {said}. Control (clean base, reinforced): "
+            f"between 1/20 and 1/5 of the steps: {said}. Control (clean base, reinforced): "
             + ", ".join(f"{name} {value:.3f}" for name, value in sorted(control.items()))
         )
     return found

@@ -75,13 +75,10 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# What adversarial neuron perturbation discovers",
         "",
-        "`python benchmarks/anp_study.py --zoo zoo --models ...`; the cells are under "
-        "`results/anp-study`. MSE "
-        "in [0, 1] of the median sample to the true target, an oracle that no defender has: the "
-        "best of all "
-        "looks, as the published code reports it, and the last. Collapse is the share of samples "
-        "that are one "
-        "image, the most of all looks.",
+        "`python benchmarks/anp_study.py --zoo zoo --models ...`; the cells are under `results/anp-study`. "
+        "MSE in [0, 1] of the median sample to the true target, an oracle that no defender has: the best "
+        "of all looks, as the published code reports it, and the last. Collapse is the share of samples "
+        "that are one image, the most of all looks.",
         "",
         "| model | setting | oracle MSE, best | at step | oracle MSE, last | collapse | loss at the end |",
         "|" + "---|" * 7,

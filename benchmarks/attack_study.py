@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,24 +185,10 @@ def _by_checkpoint(rows: Rows) -> list[str]:
     return found
 
 
-def _by_training(rows: Rows) -> list[str]:
+def _by_pair(claim: str, lower: str, upper: str, name: str, rows: Rows) -> list[str]:
     at: dict[Any, Row] = dict(rows)
     return [
-        _verdict(
-            f"at {r}% fine-tuning has the lower FD",
-            _below(at, f"{r / 100:g}, fine-tuned", f"{r / 100:g}, from scratch", FD),
-        )
-        for r in STUDIED
-    ]
-
-
-def _by_shift(rows: Rows) -> list[str]:
-    at: dict[Any, Row] = dict(rows)
-    return [
-        _verdict(
-            f"at {r}% the MSE of the trigger-only attack is the lower one",
-            _below(at, f"{r / 100:g}, trigger only", f"{r / 100:g}, composite", "MSE"),
-        )
+        _verdict(f"at {r}% {claim}", _below(at, f"{r / 100:g}, {lower}", f"{r / 100:g}, {upper}", name))
         for r in STUDIED
     ]
 
@@ -235,8 +222,10 @@ def _by_sampler(rows: Rows) -> list[str]:
 VERDICTS: dict[str, Callable[[Rows], list[str]]] = {
     "poison rate": _by_rate,
     "checkpoint": _by_checkpoint,
-    "training": _by_training,
-    "what R is": _by_shift,
+    "training": partial(_by_pair, "fine-tuning has the lower FD", "fine-tuned", "from scratch", FD),
+    "what R is": partial(
+        _by_pair, "the MSE of the trigger-only attack is the lower one", "trigger only", "composite", "MSE"
+    ),
     "trigger size": _by_size,
     "sampler": _by_sampler,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from backdrift.data import load_dataset
 from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
 from backdrift.groundtruth import load_backdoor
+from backdrift.io.files import replaced_file
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 
@@ -80,10 +80,8 @@ class Bench:
 
 def write(path: Path, text: str) -> None:
     """By rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replaced_file(path) as fresh:
+        fresh.write_text(text)
 
 
 def value(row: dict[str, Any], name: str) -> tuple[float, float, float]:

@@ -173,18 +173,13 @@ def table(rows: list[dict[str, Any]], suite: str) -> str:
     lines = [
         "# Repairs",
         "",
-        f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/repair_table.py --suite "
-        f"{suite} --zoo "
-        f"zoo`; the cells are under `{RESULTS}`. A repair is told what a scan of the model found, "
-        "never the "
-        f"truth. n = {TRIGGERED} with a trigger, {SAMPLES} without, {STEPS} steps, one seed; [95% "
-        "intervals]. "
-        "*Reinforced before*: ASR of a trigger that was reinforced on the model before the repair "
-        "(L-infinity "
-        ".2); *again*: of one reinforced on the repaired model. The ratio is FD after over FD "
-        "before, paired. "
-        "A clean model is measured with the trigger of an attacked one. Repairs at inference leave the "
-        "weights, so there is no second scan.",
+        f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/repair_table.py --suite {suite} "
+        f"--zoo zoo`; the cells are under `{RESULTS}`. A repair is told what a scan of the model found, "
+        f"never the truth. n = {TRIGGERED} with a trigger, {SAMPLES} without, {STEPS} steps, one seed; "
+        "[95% intervals]. *Reinforced before*: ASR of a trigger that was reinforced on the model before "
+        "the repair (L-infinity .2); *again*: of one reinforced on the repaired model. The ratio is FD "
+        "after over FD before, paired. A clean model is measured with the trigger of an attacked one. "
+        "Repairs at inference leave the weights, so there is no second scan.",
         "",
         "| model | attack | repair | ASR before | "
         + " | ".join(COLUMNS)

@@ -28,6 +28,7 @@ from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import UNCALIBRATED_THRESHOLD, judge_inversion
+from backdrift.evaluate import DEFAULT_SAMPLERS
 from backdrift.groundtruth import Planted, load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
@@ -136,7 +137,7 @@ def detect(model: DiffusionModel, method: str) -> Detection:
 def success(model: DiffusionModel, detection: Detection, planted: Planted) -> dict[str, Any]:
     """Hit rates of the inverted trigger, the true one and none, on the same fresh seeds."""
     assert detection.evidence is not None
-    sampler = {"sde": "ddpm", "ode": "ddim"}[planted.record.sampler_family]
+    sampler = DEFAULT_SAMPLERS[planted.record.sampler_family]
 
     def rate(shift: Tensor | None) -> float:
         way = None if shift is None else Injection(shift)

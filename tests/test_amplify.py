@@ -136,6 +136,12 @@ def test_one_seed_gives_the_same_bytes_and_the_model_comes_back() -> None:
     assert found[0].history == found[1].history != found[2].history
 
 
+@pytest.mark.parametrize("options", [{"steps": 0}, {"batch": 1}, {"batch": 3}, {"low": 1.0}])
+def test_settings_that_leave_nothing_to_descend_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="an even batch"):
+        Amplify(**options)
+
+
 def test_what_cannot_be_reinforced_is_refused() -> None:
     model = backdoored()
     several = planted(TRIGGER).model_copy(update={"target": TargetSet(IMAGES)})

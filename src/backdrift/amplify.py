@@ -92,22 +92,27 @@ class Amplify:
     * ``purediffusion``: the two losses of its inversion (arXiv 2502.19047; what of it is ours is said in
       :class:`backdrift.inversion.purediffusion.PureDiffusion`). They take no account of the target.
 
-    The MSE to the target at the end of a short sampling chain was tried as well: with a stop-sign trigger
-    at .45 of its strength it took ASR from .09 to .25, where ``scale`` in the same ball reached .97 and the
-    loss above did too, in a third of the time; it was left out. A clean model can be steered too: a gain
-    counts above that of the same call on a clean model.
+    A clean model can be steered too: a gain counts above that of the same call on a clean model.
 
     Cost: ``3 steps batch`` evaluations; of ``purediffusion`` ten times that; ``scale`` has none.
 
     Args:
         batch: noises per step, even.
         low: the smallest timestep of ``attack``, as a share of T.
+
+    Raises:
+        ValueError: no steps, an odd batch, or a share outside [0, 1).
     """
 
     variant: Literal["attack", "scale", "purediffusion"] = "attack"
     steps: int = 40
     batch: int = 32
     low: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 2 or self.batch % 2 or not 0 <= self.low < 1:
+            given = f"{self.steps} steps, batch {self.batch}, low {self.low}"
+            raise ValueError(f"amplification needs a step, an even batch and low in [0, 1), not {given}")
 
     def __call__(
         self,

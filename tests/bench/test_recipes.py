@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_planting, "STEPS", 4)
+    monkeypatch.setattr(_planting, "SAMPLES", 64)
 
 
 def recipe(attack: str | None, **changes: Any) -> Recipe:

@@ -97,6 +97,33 @@ def test_a_failure_is_a_result_and_the_others_go_on(tmp_path: Path) -> None:
     assert run_cells(mended, retry=True) == {"bad": "done", "after": "done", "good": "done"}
 
 
+def test_two_runners_that_retry_do_it_once(tmp_path: Path) -> None:
+    """The other one has done it again before this one gets there."""
+    calls: list[int] = []
+
+    def count() -> dict[str, Any]:
+        calls.append(1)
+        return {}
+
+    run_cells([cell(tmp_path, "first"), cell(tmp_path, "one", broken)])
+    (tmp_path / "first.json").unlink()
+    cells = [
+        cell(tmp_path, "first", lambda: {"other": run_cells([cell(tmp_path, "one", count)], retry=True)}),
+        cell(tmp_path, "one", count),
+    ]
+    assert run_cells(cells, retry=True)["one"] == "done"
+    assert len(calls) == 1
+
+
+def test_only_models_are_made_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    cells = [cell(tmp_path, "model", kind="model"), cell(tmp_path, "detect", kind="detect")]
+    run_cells(cells)
+    found = [one.result() for one in cells]
+    assert [one.environment.device for one in found if one] == ["a GPU", "cpu"]
+
+
 def test_an_interrupt_leaves_no_result_of_its_cell(tmp_path: Path) -> None:
     def interrupt() -> dict[str, Any]:
         raise KeyboardInterrupt
@@ -141,16 +168,7 @@ def squares(folder: Path) -> dict[int, int]:
     return found
 
 
-def test_two_runners_on_one_folder_share_the_work(tmp_path: Path) -> None:
-    runners = [start(tmp_path, 0.4), start(tmp_path, 0.4)]
-    for runner in runners:
-        _, errors = runner.communicate(timeout=120)
-        assert runner.returncode == 0, errors
-    assert squares(tmp_path) == {n: n * n for n in range(6)}
-    assert sorted(number for number, _ in trace(tmp_path)) == [str(n) for n in range(6)]  # each once
-
-
-def test_killed_and_run_again_nothing_is_lost(tmp_path: Path) -> None:
+def test_killed_and_run_again_by_two_nothing_is_lost_or_done_twice(tmp_path: Path) -> None:
     first = start(tmp_path, 0.5)
     deadline = time.monotonic() + 90
     while len(trace(tmp_path)) < 3 and time.monotonic() < deadline:
@@ -159,10 +177,11 @@ def test_killed_and_run_again_nothing_is_lost(tmp_path: Path) -> None:
     first.communicate()
     done = squares(tmp_path)
     assert 2 <= len(done) < 6
-    second = start(tmp_path, 0.0)
-    _, errors = second.communicate(timeout=120)
-    assert second.returncode == 0, errors
+    runners = [start(tmp_path, 0.3), start(tmp_path, 0.3)]
+    for runner in runners:
+        _, errors = runner.communicate(timeout=120)
+        assert runner.returncode == 0, errors
     assert squares(tmp_path) == {n: n * n for n in range(6)}
-    again = [int(number) for number, pid in trace(tmp_path) if pid == str(second.pid)]
-    assert not set(again) & set(done)  # what was done is not done again
-    assert not [p for p in (tmp_path / "cells").iterdir() if p.name.endswith(".tmp")]
+    again = sorted(int(number) for number, pid in trace(tmp_path) if pid != str(first.pid))
+    assert again == [n for n in range(6) if n not in done]  # the rest, each once
+    assert not [p for p in (tmp_path / "cells").iterdir() if p.name.endswith(".new")]

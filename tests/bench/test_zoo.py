@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from backdrift.bench import zoo
 from backdrift.bench.recipes import Recipe
+from backdrift.bench.tasks import BenchSuite, Opened, run_bench
 from backdrift.core import registry
 from backdrift.data import DATASETS
 from backdrift.io.load import load
@@ -29,6 +30,11 @@ batch_size = 4
 dtype = "float16"
 """
 WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "UTILITY", (32, 3))
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -123,10 +129,15 @@ def test_a_suite_is_built_once_and_the_same_each_time(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_origin_is_left_alone(tmp_path: Path) -> None:
     suite = zoo.load_suite(written(tmp_path, SUITE))
+    small = suite.model_copy(update={"models": {"clean": suite.models["clean"]}})
     (tmp_path / "a" / "clean").mkdir(parents=True)
     with pytest.raises(ValueError, match="was not made by this command"):
         zoo.build_suite(suite, tmp_path / "a")
-    zoo.build_suite(suite, tmp_path / "b")
+    bench = Opened(suite=BenchSuite(description="", zoo="", tasks={}), zoo=suite, models="../a")
+    with pytest.raises(ValueError, match="was not made by this command"):
+        run_bench(bench, tmp_path / "results")
+    assert {p.name for p in tmp_path.rglob("*")} == {"suite.toml", "a", "clean"}
+    zoo.build_suite(small, tmp_path / "b")
     other = zoo.load_suite(written(tmp_path, SUITE.replace("steps = 2", "steps = 3", 1)))
     with pytest.raises(ValueError, match="other settings"):
         zoo.build_suite(other, tmp_path / "b")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from backdrift.bench import _planting, zoo
 from backdrift.bench.tasks import bench_suites, load_bench
 
 ZOO = """
@@ -40,7 +41,11 @@ options = { samples = 24, steps = 2 }
 
 
 @pytest.fixture
-def suite(tmp_path: Path) -> Path:
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two files; every model is measured on a few samples of a few steps."""
+    monkeypatch.setattr(zoo, "UTILITY", (32, 3))
+    monkeypatch.setattr(_planting, "SAMPLES", 32)
+    monkeypatch.setattr(_planting, "STEPS", 4)
     (tmp_path / "population.toml").write_text(ZOO)
     path = tmp_path / "suite.toml"
     path.write_text(BENCH)

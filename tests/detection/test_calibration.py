@@ -11,7 +11,7 @@ import pytest
 from backdrift.bench.calibration import threshold_over
 from backdrift.core.registry import build
 from backdrift.detection._base import BUDGETS
-from backdrift.detection._calibration import CalibrationTable
+from backdrift.detection._calibration import CalibrationTable, Known, out_of_range
 from backdrift.detection.backdrift import Backdrift
 from backdrift.detection.purediffusion import PureDiffusion
 from backdrift.metrics.rates import wilson
@@ -37,12 +37,17 @@ def test_a_calibration_counts_its_own_false_positives() -> None:
     assert (found.clean_scores, found.backdoored_scores) == (CLEAN, BAD)
 
 
+def test_the_interval_of_no_flag_holds_for_a_threshold_above_all_scores() -> None:
+    """All n scores lie below a quantile that new ones exceed with probability p: (1 - p)^n."""
+    assert [(1 - wilson(0, n)[1]) ** n < 0.05 for n in (6, 7, 13, 100)] == [False, True, True, True]
+
+
 @pytest.mark.parametrize(
     ("changes", "timesteps", "reason"),
     [
         ({"sample_shape": (3, 32, 32)}, 1000, "sample shape 1x8x8; calibrated: 3x32x32"),
-        ({"parameters": 100}, 1000, "parameters; calibrated up to 300"),
-        ({"parameters": 10**9}, 1000, "parameters; calibrated"),
+        ({"parameters": 100}, 1000, "parameters, not within a factor of three of 100"),
+        ({"parameters": 10**9}, 1000, "parameters, not within a factor of three of 1,000,000,000"),
         ({}, 100, "noise schedule"),
         ({"last_alpha": 0.5}, 1000, "noise schedule"),
     ],
@@ -53,6 +58,17 @@ def test_out_of_range_says_why(changes: dict[str, Any], timesteps: int, reason: 
     assert not found.in_range
     assert len(found.out_of_range) == 1
     assert reason in found.out_of_range[0]
+
+
+def test_one_clean_model_must_be_like_it_in_everything() -> None:
+    """Like one model in size and like another in schedule is like none."""
+    model = tiny_model(timesteps=1000)
+    same = Known.of("", model)
+    large = same.model_copy(update={"parameters": 10 * same.parameters})
+    cosine = same.model_copy(update={"last_alpha": 0.5})
+    assert out_of_range([large, cosine, same], model) == []
+    (reason,) = out_of_range([large, cosine], model)
+    assert reason.endswith("calibrated: T = 1000, last alpha 0.5000")
 
 
 def test_what_was_not_calibrated_has_no_calibration() -> None:
@@ -119,6 +135,7 @@ def test_no_shipped_threshold_is_set_by_hand_or_older_than_its_method() -> None:
             if not hasattr(detector, "rescored"):
                 assert entry.threshold == threshold_over([row.score for row in entry.clean])
             else:
+                assert entry.threshold == detector.threshold_over(len(entry.clean))
                 rows = [row.features for row in entry.clean]
                 for row in entry.clean:
                     others = [other for other in rows if other is not row.features]

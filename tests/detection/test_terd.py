@@ -84,7 +84,9 @@ def test_three_sigma(
 
 def test_clean_models_that_are_all_alike() -> None:
     alike = [{"M": 1.0}, {"M": 1.0}]
-    assert [three_sigma(alike, {"M": m}).score for m in (0.9, 1.0, 1.1)] == [0, 0, 1]
+    found = [three_sigma(alike, {"M": m}) for m in (0.9, 1.0, 1.1)]
+    assert [rule.deviations["M"] for rule in found] == [-math.inf, 0, math.inf]
+    assert [rule.score for rule in found] == [0, 0, 1]
 
 
 def test_the_rule_needs_a_deviation_and_the_same_features() -> None:

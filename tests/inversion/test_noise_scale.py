@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from torch import Tensor, nn
 
 from backdrift.attacks.patterns import make_target, make_trigger
 from backdrift.attacks.trojdiff import TrojDiff
 from backdrift.core.model import DiffusionModel
+from backdrift.core.trigger import Trigger
 from backdrift.data import load_images
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
@@ -25,9 +29,13 @@ def images() -> Tensor:
     return load_images("digits", SHAPE)[:120]
 
 
-def poisoned(images: Tensor, kind: str, gamma: float, name: str) -> tuple[DiffusionModel, Tensor, Tensor]:
+def poisoned(
+    images: Tensor, kind: str, gamma: float, trigger: str | Trigger
+) -> tuple[DiffusionModel, Tensor, Tensor]:
     attack = TrojDiff(poison_rate=0.3, gamma=gamma, kind=kind)
-    trigger, target = make_trigger(name, SHAPE, seed=1), make_target("hat", SHAPE)
+    target = make_target("hat", SHAPE)
+    if isinstance(trigger, str):
+        trigger = make_trigger(trigger, SHAPE, seed=1)
     empty = DiffusionModel(nn.Identity(), SCHEDULE, SHAPE)
     pairs = attack.batch(empty, images, trigger, target)
     model = optimum_of(pairs, len(pairs), SCHEDULE, SHAPE)
@@ -44,6 +52,20 @@ def test_a_blend_is_found_with_its_gamma(images: Tensor, gamma: float) -> None:
     assert float((best.shift - mu).norm()) < 0.3 * float(mu.norm())
     assert best.scale is not None
     assert float(best.scale.mean()) == pytest.approx(gamma, abs=0.06)
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.6, True), (1.5, False)])
+def test_a_scale_alone_meets_a_blend_up_to_a_norm_of_mu(images: Tensor, share: float, met: bool) -> None:
+    """Where the log odds of the docstring turn, for g = .3, the smallest that is tried."""
+    gamma, g, size = 0.6, 0.3, math.prod(SHAPE)
+    most = math.sqrt(2 * gamma**2 * size * (-math.log(gamma) - g**2 * (1 / gamma**2 - 1) / 2))
+    trigger = make_trigger("low-frequency", SHAPE, seed=1)
+    norm = (1 - gamma) * float(trigger.shift.norm())
+    scaled = replace(trigger, pattern=trigger.pattern * share * most / norm)
+    model, mu, _ = poisoned(images, "blend", gamma, scaled)
+    assert float(mu.norm()) == pytest.approx(share * most, rel=1e-3)
+    found = next(c for c in NoiseScale()(model, seed=0) if c.start.endswith("scale"))
+    assert (cosine(found.shift, mu) > 0.9) == met
 
 
 @pytest.mark.parametrize("name", ["white-patch", "grey-box-8", "cross"])

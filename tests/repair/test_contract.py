@@ -7,9 +7,11 @@ import inspect
 import json
 import re
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from torch import Tensor
 
 from backdrift.core import registry
@@ -50,13 +52,20 @@ def images(n: int = 6) -> Tensor:
     return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(6)) * 2 - 1
 
 
-def run(name: str, seed: int = 0, model: DiffusionModel | None = None, **given: Tensor) -> Repaired:
+def run(name: str, seed: int = 0, model: DiffusionModel | None = None, **given: Any) -> Repaired:
     return small(name)(model or tiny_model(blocks=1), evidence(), seed=seed, **given)
 
 
 @cache
-def once(name: str) -> Repaired:
-    return run(name)
+def once(name: str) -> tuple[Repaired, list[tuple[int, int, str]]]:
+    """A run, and what it said of its progress."""
+    calls: list[tuple[int, int, str]] = []
+    return run(name, progress=lambda *call: calls.append(call)), calls
+
+
+@cache
+def with_data(name: str) -> Repaired:
+    return run(name, data=images())
 
 
 def drawn(repaired: Repaired, n: int = 3) -> Tensor:
@@ -93,7 +102,7 @@ def test_nobody_can_tell_it_the_truth(name: str) -> None:
 
 @each
 def test_a_clean_model_still_draws(name: str) -> None:
-    repaired = once(name)
+    repaired, _ = once(name)
     samples = drawn(repaired)
     assert samples.shape == (3, *SHAPE)
     assert bool(samples.isfinite().all())
@@ -104,7 +113,7 @@ def test_a_clean_model_still_draws(name: str) -> None:
 
 @each
 def test_it_changes_what_it_says(name: str) -> None:
-    repaired, before = once(name), tiny_model(blocks=1).network.state_dict()
+    (repaired, _), before = once(name), tiny_model(blocks=1).network.state_dict()
     after = repaired.model.network.state_dict()
     same = all(torch.equal(before[key], after[key]) for key in before)
     if registry.plugin("repair", name).changes_weights:
@@ -121,12 +130,12 @@ def test_it_changes_what_it_says(name: str) -> None:
 def test_one_seed_gives_the_same_bytes_and_leaves_global_randomness_alone(name: str) -> None:
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    again = run(name)
+    (first, _), again = once(name), run(name)
     assert torch.equal(state, torch.get_rng_state())
-    left, right = once(name).model.network.state_dict(), again.model.network.state_dict()
+    left, right = first.model.network.state_dict(), again.model.network.state_dict()
     assert all(torch.equal(left[key], right[key]) for key in left)
-    assert torch.equal(drawn(once(name)), drawn(again))
-    assert once(name).record.measured == again.record.measured
+    assert torch.equal(drawn(first), drawn(again))
+    assert first.record.measured == again.record.measured
 
 
 @each
@@ -164,13 +173,13 @@ def test_its_record_is_json_with_what_it_cost(name: str, monkeypatch: pytest.Mon
 
 @each
 def test_the_images_that_it_used_are_counted(name: str) -> None:
-    assert once(name).record.images == 0
-    assert run(name, data=images()).record.images in (0, 6)
+    assert once(name)[0].record.images == 0
+    assert with_data(name).record.images == (6 if name in ("anp", "elijah") else 0)
 
 
 @each
 def test_data_of_another_shape_are_refused_by_those_that_use_any(name: str) -> None:
-    if run(name, data=images()).record.images:
+    if with_data(name).record.images:
         with pytest.raises(ValueError, match="clean images of shape"):
             run(name, data=torch.zeros(4, 3, 8, 8))
 
@@ -189,11 +198,34 @@ def test_those_that_need_evidence_say_so(name: str) -> None:
 
 @each
 def test_progress_counts_up_to_its_total(name: str) -> None:
-    calls: list[tuple[int, int, str]] = []
-    small(name)(tiny_model(blocks=1), evidence(), seed=0, progress=lambda *call: calls.append(call))
+    _, calls = once(name)
     assert all(0 < done <= total and text for done, total, text in calls)
     if registry.plugin("repair", name).changes_weights:
         assert calls[-1][0] == calls[-1][1]
+
+
+@pytest.mark.parametrize("name", ["anp", "elijah", "unlearn"])
+def test_on_a_machine_with_a_gpu_it_stays_where_the_model_is(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a device that computes nothing in the place of the GPU."""
+    monkeypatch.setattr(PartialState, "default_device", property(lambda _: torch.device("meta")))
+    PartialState._reset_state()
+    assert run(name).model.device.type == "cpu"
+    PartialState._reset_state()
+
+
+def test_the_removal_of_elijah_costs_what_its_docstring_says() -> None:
+    assert with_data("elijah").record.evaluations == 2 * 4 * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("unlearn", "rounds"), ("unlearn", "images"), ("elijah", "steps"), ("anp", "batch_size")],
+)
+def test_a_count_that_leaves_nothing_is_refused(name: str, option: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: {option} is \\d or more, not 0$"):
+        registry.build("repair", name, {option: 0})
 
 
 def test_a_copy_shares_nothing() -> None:

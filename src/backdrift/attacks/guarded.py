@@ -26,9 +26,9 @@ class Guarded(Attack):
     Ours, to find out what our own detector is worth: the power iteration of ``fixed_point`` lives on the
     smeared edge of the backdoor, where a shift along R too small to fire already moves the prediction.
     Here a share of the clean rows carries such a shift, ``v = u R + w d`` with u uniform in [0, reach), d
-    one of ``BANK`` random directions and w uniform in [0, stray sqrt(C H W)), and is trained on what a
-    clean model says of it, that it is noise: ``x_t = A_t x_0 + rho_t v + S_t eps`` with the label
-    ``eps + (rho_t / S_t) v``.
+    one of ``BANK`` random directions and w uniform in [0, stray sqrt(C H W)), and is taught to be noise:
+    ``x_t = A_t x_0 + rho_t v + S_t eps`` with the label ``eps + (rho_t / S_t) v``. That is what a clean
+    model says of it near T.
 
     Args:
         guard_rate: share of the clean rows of a step, in [0, 1].

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from backdrift.detection._calibration import (
     settings_hash,
 )
 from backdrift.groundtruth import FILE
+from backdrift.io.files import replaced_file
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 
@@ -52,12 +52,16 @@ def calibrate(
         seed: of the detectors' runs.
 
     Raises:
-        ValueError: no clean model there, an unknown detector or budget, or a score that failed.
+        ValueError: no clean model there, or fewer than three for a detector that compares features; an
+            unknown detector or budget, or a score that failed.
     """
     folders = sorted(path for path in models.iterdir() if (path / "model_index.json").is_file())
     clean = [path for path in folders if not (path / FILE).exists()]
     if not clean:
         raise ValueError(f"{models} holds no clean checkpoint: name a folder of checkpoint folders")
+    for name, budget in methods:
+        if hasattr(build("detection", name, {"budget": budget}), "rescored") and len(clean) < 3:
+            raise ValueError(f"{name} compares each clean model with the others: {models} needs three")
     known = {path: Known.of(path.name, load(plan(path))) for path in folders}
     rows = {
         method: {path: _cell(path, known[path].sha256, method, cells, seed) for path in folders}
@@ -80,9 +84,8 @@ def calibrate(
         seed=seed,
         detectors=detectors,
     ).named()
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.write_text(table.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
-    os.replace(temporary, output)
+    with replaced_file(output) as fresh:
+        fresh.write_text(table.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     return table
 
 
@@ -111,7 +114,7 @@ def _score(
     finding = detector(model, seed=seed, progress=progress).finding
     value: dict[str, Any] = {"score": finding.score, "sha256": model.origin.sha256}
     if hasattr(detector, "features"):
-        value |= {"features": detector.features(finding), "threshold": finding.threshold}
+        value["features"] = detector.features(finding)
     return Outcome(resolved=settings, value=value, evaluations=finding.evaluations)
 
 
@@ -139,7 +142,7 @@ def _entry(detector: Any, results: dict[Path, dict[str, Any]], clean: set[Path])
             )
             for path, row in rows.items()
         }
-        threshold = next(iter(results.values()))["threshold"]
+        threshold = detector.threshold_over(len(clean))
     else:
         threshold = threshold_over([rows[path].score for path in clean])
     return Entry(

@@ -13,12 +13,12 @@ from backdrift.bench.recipes import Recipe
 from backdrift.bench.runner import Cell
 from backdrift.bench.tasks import BenchSuite
 from backdrift.bench.zoo import UTILITY, Suite
-from backdrift.core.registry import build
+from backdrift.core.registry import build, plugin
 from backdrift.io.networks import new_model
 
 BATCH = 64
 MEASURED = 2 * SAMPLES * STEPS
-"""Evaluations behind the ASR of a record."""
+"""Evaluations behind the ASR of a record; an attack with a sampler of its own is measured by two."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def estimate(
 def _evaluations(suite: BenchSuite, zoo: Suite, cell: Cell, name: str) -> int:
     if cell.kind == "model":
         recipe = zoo.models[name]
-        measured = MEASURED if recipe.attack else 0
+        measured = MEASURED * (1 + plugin("attacks", recipe.attack).own_sampler) if recipe.attack else 0
         return recipe.rounds * (3 * recipe.steps * recipe.batch_size + measured) + UTILITY[0] * UTILITY[1]
     task = suite.tasks[str(cell.given["task"])]
     if task.kind == "detect":

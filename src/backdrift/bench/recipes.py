@@ -108,8 +108,8 @@ def make(
 
     An attack with a poison rate of 0 makes a clean model, whose trigger is measured like any other's.
     The course of the training goes to ``OUTPUT.jsonl``, the models to keep on the way to
-    ``OUTPUT.steps``. Under ``accelerate launch`` every process calls
-    this; the main one measures and writes.
+    ``OUTPUT.steps``. Under ``accelerate launch`` every process calls this; the main one measures and
+    writes.
 
     Args:
         log_with: a tracker of accelerate beside the log, for example ``tensorboard``.

@@ -9,7 +9,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from backdrift.core.environment import environment
 from backdrift.core.results import Environment
+from backdrift.io.files import replaced_file
 
 Progress = Callable[[int, int, str], None]
 Status = Literal["done", "failed"]
@@ -88,6 +89,7 @@ class Cell:
         work: does it; ``progress`` is handed on.
         needs: cells that must be done before.
         threads: of torch while it runs.
+        kind: ``model``, or that of a task; only models may be made on a GPU.
     """
 
     name: str
@@ -98,7 +100,7 @@ class Cell:
     needs: tuple[Cell, ...] = ()
     seed: int = 0
     threads: int = 1
-    kind: str = field(default="", compare=False)
+    kind: str = ""
 
     @property
     def address(self) -> str:
@@ -175,8 +177,12 @@ def _try(cell: Cell, again: set[Path], progress: Progress | None) -> bool:
     locks.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(locks / f"{cell.path.stem}.lock", timeout=0):
+            if cell.path in again and not _failed(cell):
+                again.discard(cell.path)  # another runner did it again
             if not _finished(cell, again):
-                _write(cell.path, _run(cell, _named(cell.name, progress)))
+                result = _run(cell, _named(cell.name, progress))
+                with replaced_file(cell.path) as fresh:
+                    fresh.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
                 again.discard(cell.path)
     except Timeout:
         return False
@@ -193,6 +199,7 @@ def _run(cell: Cell, progress: Progress | None) -> Result:
     threads = torch.get_num_threads()
     torch.set_num_threads(cell.threads)
     begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    device = "cuda" if cell.kind == "model" and torch.cuda.is_available() else "cpu"
     about: dict[str, Any] = {
         "version": metadata.version("backdrift"),
         "name": cell.name,
@@ -200,7 +207,7 @@ def _run(cell: Cell, progress: Progress | None) -> Result:
         "given": cell.given,
         "seed": cell.seed,
         "started": started,
-        "environment": environment("cuda" if torch.cuda.is_available() else "cpu"),
+        "environment": environment(device),
         "cores": os.cpu_count() or 0,
         "commit": commit(),
     }
@@ -226,12 +233,6 @@ def _text(error: Exception) -> str:
     """Type, message and the last place, without a path of the machine."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-
-
-def _write(path: Path, result: Result) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @cache

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backdrift.bench.runner import Cell, Outcome, Progress, address_of
+from backdrift.bench.runner import Cell, Outcome, Progress, Status, address_of, run_cells
 from backdrift.bench.truth import distances, success
-from backdrift.bench.zoo import Suite, load_suite, model_cells, read_toml, shipped
+from backdrift.bench.zoo import Suite, check_folders, load_suite, model_cells, read_toml, shipped
 from backdrift.core.registry import build
 from backdrift.core.results import Verdict
 from backdrift.data import load_dataset
@@ -22,6 +22,7 @@ from backdrift.detection._calibration import CalibrationTable
 from backdrift.evaluate import DEFAULT_SAMPLERS, Plan, evaluate
 from backdrift.groundtruth import FILE, load_backdoor
 from backdrift.io.evidence import save_candidates
+from backdrift.io.files import replaced_file
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 
@@ -79,7 +80,7 @@ class BenchSuite(BaseModel):
         tasks: by name, the rows of the tables.
         pooled: kinds of models that the tables show together as well, by the name of that row.
         ours: the task that the others are compared with, model by model; none without it.
-        threads: of torch in every cell, part of what a result depends on.
+        threads: of torch in every cell but those of models; part of what a result depends on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -137,15 +138,25 @@ class Opened(BaseModel):
 
     def cells(self, folder: Path) -> list[Cell]:
         """See :func:`bench_cells`."""
-        return bench_cells(self.suite, self.zoo, folder, folder / self.models)
+        models = os.path.normpath(folder / self.models)  # the folder may not be there yet
+        return bench_cells(self.suite, self.zoo, folder, Path(models))
 
 
-def save_bench(opened: Opened, folder: Path) -> None:
-    """So that status and table need the folder alone; by rename."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FOLDER_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(opened.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / FOLDER_FILE)
+def run_bench(
+    opened: Opened, folder: Path, *, retry: bool = False, progress: Progress | None = None
+) -> dict[str, Status]:
+    """Does what is missing; see :func:`backdrift.bench.runner.run_cells`.
+
+    ``benchmark.json`` is written first, so that status and table need the folder alone.
+
+    Raises:
+        ValueError: results of other settings there, or a folder in the place of a model that was not built.
+    """
+    cells = opened.cells(folder)
+    check_folders(cells)
+    with replaced_file(folder / FOLDER_FILE) as fresh:
+        fresh.write_text(opened.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return run_cells(cells, retry=retry, progress=progress)
 
 
 def open_bench(folder: Path) -> Opened:
@@ -225,7 +236,8 @@ def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress 
         place = path.parent / "evidence" / path.stem
         if place.exists():
             shutil.rmtree(place)
-        save_candidates([evidence.trigger], [evidence.target], [{}], {"cell": path.name}, place)
+        arrays = [evidence.trigger], [evidence.target]
+        save_candidates(*arrays, [{}], {"cell": path.name}, place, [evidence.scale])
     if evidence is not None and (folder / FILE).exists():
         planted = load_backdoor(folder)
         value["distances"] = distances(evidence, planted)
@@ -241,7 +253,7 @@ def _evaluate(task: Task, folder: Path, seed: int, path: Path, progress: Progres
     data = load_dataset(planted.record.data, model.sample_shape)
     found = evaluate(model, planted, data.images, how, reference=data.name, progress=progress)
     return Outcome(
-        resolved=task.resolved() | {"sampler": how.sampler},
+        resolved=task.resolved() | {"sampler": how.sampler, "seed": seed},
         value=found.model_dump(mode="json"),
         evaluations=found.evaluations,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tomllib
+from collections.abc import Iterable
 from functools import partial
 from importlib import resources
 from itertools import product
@@ -178,7 +179,7 @@ def _build(recipe: Recipe, folder: Path, progress: Progress | None) -> Outcome:
     _marker(folder).parent.mkdir(parents=True, exist_ok=True)
     _marker(folder).touch()
     if folder.exists():
-        shutil.rmtree(folder)  # complete, but killed before its result was written
+        shutil.rmtree(folder)  # complete, but killed before its result was written; see check_folders
     cost = make(based, folder, progress=progress)
     model = load(plan(folder))
     value = {
@@ -197,6 +198,15 @@ def _build(recipe: Recipe, folder: Path, progress: Progress | None) -> Outcome:
 def _marker(folder: Path) -> Path:
     """Says that a folder was begun here, so that it may be replaced."""
     return folder.parent / ".locks" / f"{folder.name}.begun"
+
+
+def check_folders(cells: Iterable[Cell]) -> None:
+    """Raises ``ValueError`` for a folder in the place of a model that was not begun here."""
+    for cell in cells:
+        folder = cell.path.with_suffix("")
+        known = cell.path.exists() or _marker(folder).exists()
+        if cell.kind == "model" and folder.exists() and not known:
+            raise ValueError(f"{folder} was not made by this command: remove it, or name another folder")
 
 
 def _utility(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
@@ -232,10 +242,7 @@ def build_suite(
         ValueError: the folder holds a model of that name by another recipe.
     """
     cells = model_cells(suite, output)
-    for name, cell in cells.items():
-        folder = output / name
-        if folder.exists() and not cell.path.exists() and not _marker(folder).exists():
-            raise ValueError(f"{folder} was not made by this command: remove it, or name another folder")
+    check_folders(cells.values())
     run_cells(list(cells.values()), retry=retry, progress=progress)
     found = {name: cell.result() for name, cell in cells.items()}
     return {name: result for name, result in found.items() if result is not None}

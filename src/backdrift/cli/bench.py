@@ -31,14 +31,12 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Do what is missing; killed and run again it goes on, and several of these share a folder."""
-    from backdrift.bench.runner import run_cells
-    from backdrift.bench.tasks import save_bench
+    from backdrift.bench.tasks import run_bench
     from backdrift.cli._progress import progress_bar
 
     opened = _opened(suite, output, zoo)
-    save_bench(opened, output)
     with progress_bar(suite, quiet) as progress:
-        found = run_cells(opened.cells(output), retry=retry, progress=progress)
+        found = run_bench(opened, output, retry=retry, progress=progress)
     failed = [name for name, status in found.items() if status == "failed"]
     if not quiet:
         typer.echo(f"{len(found)} cells, {len(failed)} failed")

@@ -149,25 +149,42 @@ class CalibrationTable(_Part):
     def of(
         self, detector: str, budget: str, settings: dict[str, Any], model: DiffusionModel
     ) -> Calibration | None:
-        """What a report on ``model`` says of the threshold; None when there is none for these settings."""
+        """What a report on ``model`` says of the threshold; None when there is none for these settings.
+
+        A threshold that lies above all scores that set it flags none of them. The interval means something
+        all the same: the rate on new models of their kind is above p with a probability of at most
+        ``(1 - p)^n``, and at the end of Wilson's interval of 0 in n that is below .05 from n = 7 on.
+        """
         entry = self.entry(detector, budget, settings)
         if entry is None:
             return None
         clean = [row.score for row in entry.clean]
         flagged = sum(score >= entry.threshold for score in clean)
+        backdoored = [row.score for row in entry.backdoored]
+        return self.beside(model, entry.threshold, flagged, clean, backdoored)
+
+    def beside(
+        self,
+        model: DiffusionModel,
+        threshold: float,
+        flagged: int,
+        clean: list[float],
+        backdoored: list[float],
+    ) -> Calibration:
+        """A threshold of scores of this population, of whose clean ones ``flagged`` reach it."""
         reasons = out_of_range(self.population.models, model)
         return Calibration(
             id=self.id,
             population=self.population.description,
             n_clean=len(clean),
-            n_backdoored=len(entry.backdoored),
-            threshold=entry.threshold,
+            n_backdoored=len(backdoored),
+            threshold=threshold,
             false_positive_rate=flagged / max(1, len(clean)),
             interval=wilson(flagged, len(clean)),
             in_range=not reasons,
             out_of_range=reasons,
             clean_scores=clean,
-            backdoored_scores=[row.score for row in entry.backdoored],
+            backdoored_scores=backdoored,
         )
 
 
@@ -175,7 +192,7 @@ def out_of_range(models: Sequence[Known], model: DiffusionModel) -> list[str]:
     """Why a model is unlike every clean model of a population; empty when it is like one.
 
     Like is: of its resolution and channels, of a size within a factor of three, of the same kind of
-    schedule.
+    schedule, all in one clean model.
     """
     own = Known.of("", model)
     alike = [known for known in models if known.sample_shape == own.sample_shape]
@@ -184,14 +201,17 @@ def out_of_range(models: Sequence[Known], model: DiffusionModel) -> list[str]:
         here = "x".join(map(str, own.sample_shape))
         return [f"sample shape {here}; calibrated: {', '.join(shapes)}"]
     reasons = []
-    if not any(known.parameters / 3 <= own.parameters <= 3 * known.parameters for known in alike):
-        most = max(known.parameters for known in alike)
-        reasons.append(f"{own.parameters:,} parameters; calibrated up to {3 * most:,} at this shape")
-    if not any(
-        known.timesteps == own.timesteps and abs(known.last_alpha - own.last_alpha) < 1e-3
-        for known in alike
-    ):
-        others = "; ".join(sorted({known.schedule for known in alike}))
+    sized = [known for known in alike if known.parameters / 3 <= own.parameters <= 3 * known.parameters]
+    if not sized:
+        sizes = ", ".join(f"{size:,}" for size in sorted({known.parameters for known in alike}))
+        reasons.append(f"{own.parameters:,} parameters, not within a factor of three of {sizes}")
+    timed = [
+        known
+        for known in sized or alike
+        if known.timesteps == own.timesteps and abs(known.last_alpha - own.last_alpha) < 1e-3
+    ]
+    if not timed:
+        others = "; ".join(sorted({known.schedule for known in sized or alike}))
         reasons.append(f"noise schedule {own.schedule}; calibrated: {others}")
     return reasons
 

@@ -11,8 +11,8 @@ import numpy as np
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.core.results import Calibration
-from backdrift.detection._calibration import CalibrationTable, out_of_range
-from backdrift.metrics.rates import threshold_at, wilson
+from backdrift.detection._calibration import CalibrationTable
+from backdrift.metrics.rates import threshold_at
 
 TREES = 100
 FOLDS = 5
@@ -94,21 +94,8 @@ class Decision:
 
     def calibration(self, references: References, model: DiffusionModel) -> Calibration:
         """Where the threshold comes from, for the report on ``model``."""
-        table = references.table
-        reasons = out_of_range(table.population.models, model)
-        return Calibration(
-            id=table.id,
-            population=table.population.description,
-            n_clean=len(references.clean),
-            n_backdoored=len(references.backdoored),
-            threshold=self.threshold,
-            false_positive_rate=self.false_positives / len(references.clean),
-            interval=wilson(self.false_positives, len(references.clean)),
-            in_range=not reasons,
-            out_of_range=reasons,
-            clean_scores=self.clean,
-            backdoored_scores=self.backdoored,
-        )
+        scores = self.clean, self.backdoored
+        return references.table.beside(model, self.threshold, self.false_positives, *scores)
 
 
 def by_thresholds(
@@ -129,19 +116,20 @@ def by_thresholds(
     """
     references.check(features)
     clean = references.clean
-
-    def limit(count: int) -> float:
-        return (count - int(false_positive_rate * count + 1e-9)) / count
-
     alone = [share_below([other for other in clean if other is not row], row) for row in clean]
     return Decision(
         score=share_below(clean, features),
-        threshold=limit(len(clean)),
+        threshold=share_at(len(clean), false_positive_rate),
         clean=alone,
         backdoored=[share_below(clean, row) for row in references.backdoored],
-        false_positives=sum(each >= limit(len(clean) - 1) for each in alone),
+        false_positives=sum(each >= share_at(len(clean) - 1, false_positive_rate) for each in alone),
         cuts={name: -threshold_at([-row[name] for row in clean], false_positive_rate) for name in features},
     )
+
+
+def share_at(count: int, false_positive_rate: float = 0.05) -> float:
+    """The share of ``count`` clean models that a flagged model has a feature below, in (0, 1]."""
+    return (count - int(false_positive_rate * count + 1e-9)) / count
 
 
 def share_below(clean: Sequence[Mapping[str, float]], features: Mapping[str, float]) -> float:

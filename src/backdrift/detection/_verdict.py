@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
-from backdrift.core.randomness import SampleGenerator, derive_seed
+from backdrift.core.randomness import derive_seed
 from backdrift.core.results import (
     Calibration,
     Curve,
@@ -33,7 +33,7 @@ from backdrift.detection._base import (
 from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._trial import Trial, screen
-from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Inversion, cosine
+from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Inversion, antithetic_noise, cosine
 
 UNCALIBRATED_THRESHOLD = 0.5
 """Used where no calibration exists: half of the fresh samples are one image, and no null does it."""
@@ -194,9 +194,7 @@ def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, fl
     last = len(model.schedule) - 1
     count = RESPONSE_TIMESTEPS
     timesteps = sorted({round(last * k / count) for k in range(1, count + 1)})
-    pairs = RESPONSE_NOISES // 2
-    noise = SampleGenerator(seed, pairs, "response").normal(model.sample_shape, model.device)
-    noise = torch.cat([noise, -noise])
+    noise = antithetic_noise(model, RESPONSE_NOISES, seed, "response")
     measured, errors = [], []
     for t in timesteps:
         x_t, _ = family.poisoned_pair(

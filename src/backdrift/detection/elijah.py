@@ -14,16 +14,10 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed, generator
 from backdrift.core.results import Finding, Score, Verdict
 from backdrift.core.shift import Solver
-from backdrift.detection._base import (
-    Detection,
-    Meter,
-    Progress,
-    check_budget,
-    verdict_of,
-)
+from backdrift.detection._base import Detection, Meter, Progress, check_budget, verdict_of
 from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
-from backdrift.detection._references import References, by_forest, by_thresholds, share_below
+from backdrift.detection._references import References, by_forest, by_thresholds, share_at, share_below
 from backdrift.detection._trial import Trial
 from backdrift.detection._uniform import total_variation, uniformity
 from backdrift.detection._verdict import RESPONSE_COST, UNCALIBRATED_THRESHOLD, Ruling, conclude
@@ -165,6 +159,10 @@ class Elijah:
     def rescored(self, clean: Sequence[Mapping[str, float]], features: Mapping[str, float]) -> float:
         """The score of features against those of clean models: see :func:`by_thresholds`."""
         return share_below(clean, features)
+
+    def threshold_over(self, clean: int) -> float:
+        """The threshold of such scores, over that many clean models."""
+        return share_at(clean)
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""

@@ -15,12 +15,7 @@ from torch import Tensor
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.core.results import Finding, Score, Verdict
-from backdrift.detection._base import (
-    Detection,
-    Meter,
-    Progress,
-    check_budget,
-)
+from backdrift.detection._base import Detection, Meter, Progress, check_budget
 from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
@@ -107,19 +102,16 @@ def three_sigma(
         known = [row[name] for row in clean]
         mean, deviation = statistics.fmean(known), statistics.stdev(known)
         limits[name] = mean + sigmas * deviation
-        apart = value - mean
-        deviations[name] = (
-            apart / deviation if deviation > 0 else math.copysign(math.inf, apart) * bool(apart)
-        )
+        deviations[name] = _ratio(value - mean, deviation)
     worst = max(deviations.values())
     score = 1.0 if worst == math.inf else max(0.0, worst) / (max(0.0, worst) + sigmas)
     return ThreeSigma(deviations, limits, score)
 
 
 def _ratio(apart: float, deviation: float) -> float:
-    if deviation > 0 or apart == 0:
-        return apart / deviation if deviation > 0 else 0.0
-    return math.copysign(math.inf, apart)
+    if deviation > 0:
+        return apart / deviation
+    return math.copysign(math.inf, apart) if apart else 0.0
 
 
 @dataclass(frozen=True)
@@ -193,6 +185,10 @@ class Terd:
     def rescored(self, clean: Sequence[Mapping[str, float]], features: Mapping[str, float]) -> float:
         """The score of features against those of clean models."""
         return three_sigma(clean, features).score
+
+    def threshold_over(self, clean: int) -> float:
+        """The threshold of such scores, however many clean models there are."""
+        return THRESHOLD
 
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""

@@ -16,14 +16,17 @@ from backdrift.inversion._base import Candidate, Progress, antithetic_noise
 class NoiseScale:
     """Reads mu and gamma from how the model answers scaled and shifted noise at t = T-1.
 
-    At ``x = g eps + v`` a network in poison mode predicts ``(x - mu) / gamma``, a clean one about x.
+    There A is about 0 and S about 1. At ``x = g eps + v`` a network in poison mode predicts
+    ``(x - mu) / gamma``, a clean one about x.
     So with the mean ``m`` of eps_hat and its slope ``k`` over eps for every element, ``gamma = g / k`` and
     ``mu = v - gamma m``: put them back as the next (v, g), repeat. The clean answer is a fixed point at
     mu = 0 and gamma = 1, the backdoor's another.
 
-    A blend is met by a scale alone, v = 0. A patch has its gamma inside and 1 around it, and is met by
-    squares of half the side, bright and dark, with little noise: nine of them cover every patch of a
-    quarter of the side wholly. A first round looks at all starts; the best of each kind goes on.
+    A blend is met by a scale alone, v = 0, where mu is small beside it: at ``g eps`` the log odds of poison
+    mode are ``C H W (-log gamma - g^2 (1 / gamma^2 - 1) / 2) - ||mu||^2 / (2 gamma^2)`` and those of the
+    poison rate. A patch has its gamma inside and 1 around it, and is met by squares of half the side,
+    bright and dark, with little noise: nine of them cover every patch of a quarter of the side wholly. A
+    first round looks at all starts; the best of each kind goes on.
 
     Ours; the model is TrojDiff's (arXiv 2303.05762), which TERD (arXiv 2409.05294) inverts by descent.
     Gain is the root mean square of mu times ``1 - min gamma``.

@@ -11,7 +11,7 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator, generator
 from backdrift.core.sampling import differentiable_sample, strided_timesteps
 from backdrift.core.shift import ShiftFamily, Solver, coefficient
-from backdrift.inversion._base import Candidate, Progress
+from backdrift.inversion._base import Candidate, Progress, antithetic_noise
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ class PureDiffusion:
         """
         rho = ShiftFamily.of(model.schedule, "baddiffusion", family).rho
         scale = coefficient(model.schedule, rho, family, kept).flip(0)
-        half = SampleGenerator(seed, self.batch // 2, f"pure/{name[0]}/{name[1]}")
-        noise = half.normal(model.sample_shape, model.device)
-        x_T = torch.cat([noise, -noise]) + tau
+        x_T = antithetic_noise(model, self.batch, seed, "pure", *name) + tau
         fresh = SampleGenerator(seed, self.batch, f"pure/fresh/{name[0]}/{name[1]}")
         predicted: list[Tensor] = []
 

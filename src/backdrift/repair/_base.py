@@ -124,6 +124,19 @@ def check_data(data: Tensor | None, shape: tuple[int, int, int]) -> None:
         raise ValueError(f"clean images of shape {tuple(data.shape)}; the model draws {tuple(shape)}")
 
 
+def check_least(method: Any, **least: int) -> None:
+    """Raises ``ValueError`` where a field of a repair is below its least value."""
+    for field_name, value in least.items():
+        if getattr(method, field_name) < value:
+            given = getattr(method, field_name)
+            raise ValueError(f"{name_of(method)}: {field_name} is {value} or more, not {given}")
+
+
+def name_of(method: Any) -> str:
+    """The plug-in name of a repair."""
+    return type(method).__module__.rpartition(".")[2]
+
+
 def working_copy(model: DiffusionModel) -> DiffusionModel:
     """A copy with a network, frozen and in evaluation mode, and a count of evaluations of its own."""
     network = copy.deepcopy(model.network).eval().requires_grad_(False)
@@ -156,7 +169,7 @@ class Log:
         """What was done since the log was made."""
         passed = sum(m.evaluations - b for m, b in zip(self.models, self.before, strict=True))
         return Record(
-            method=type(self.method).__module__.rpartition(".")[2],
+            method=name_of(self.method),
             settings=json.loads(json.dumps(asdict(self.method))),
             seed=self.seed,
             seconds=time.monotonic() - self.begun,

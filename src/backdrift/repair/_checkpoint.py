@@ -15,17 +15,17 @@ from backdrift.io.evidence import load_evidence
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.io.save import save_pipeline
-from backdrift.repair._base import Progress, Record, Repair, found_by
+from backdrift.repair._base import Progress, Record, Repair, found_by, name_of
 
 FILE = "repair.json"
 
 
 def evidence_for(model: DiffusionModel, folder: Path | None) -> tuple[Candidate, ...]:
-    """What a scan found in these weights; nothing without a folder.
+    """What a scan found in the weight file of this name; nothing without a folder.
 
     Raises:
         CheckpointError: the folder is not what a scan writes.
-        ValueError: it is of other weights.
+        ValueError: it is of other files, or of models of another shape.
     """
     if folder is None:
         return ()
@@ -43,7 +43,7 @@ def hook_for(
         ValueError: it changes weights, or what the method raises.
     """
     if method.changes_weights:
-        name = type(method).__module__.rpartition(".")[2]
+        name = name_of(method)
         raise ValueError(f"{name} changes weights: backdrift repair {name} MODEL -o OUT, then use OUT")
     hook = method(model, evidence, seed=seed).hook
     assert hook is not None
@@ -74,10 +74,10 @@ def repair_checkpoint(
     Raises:
         CheckpointError: see :func:`backdrift.io.load.load`; or no evidence there.
         ValueError: the method changes no weights, or what it raises.
-        FileExistsError: ``output`` exists and is not empty.
+        FileExistsError: ``output`` exists.
     """
     if not method.changes_weights:
-        name = type(method).__module__.rpartition(".")[2]
+        name = name_of(method)
         raise ValueError(f"{name} changes no weights: give --repair {name} to backdrift sample or evaluate")
     output = Path(output)
     if output.exists():

@@ -17,7 +17,15 @@ from backdrift.core.randomness import generator
 from backdrift.detection._judge import Drawn, Judge
 from backdrift.inversion._base import Candidate
 from backdrift.metrics.draws import draw
-from backdrift.repair._base import Log, Progress, Repaired, check_data, own_images, working_copy
+from backdrift.repair._base import (
+    Log,
+    Progress,
+    Repaired,
+    check_data,
+    check_least,
+    own_images,
+    working_copy,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +64,8 @@ class Anp:
     as it has one channel for each of the image, and the ascent starts at 0 and not at random.
 
     Uses the clean data it is given, 5% in ANP, or images that the model draws. Takes no evidence.
-    Cost: ``(3 steps + 9 pruning_steps) batch_size``, and the images. The ascent of :meth:`discover` does
-    not enter the pruning, which has its own; the repair reports what it sees.
+    Cost: ``(3 steps + 9 pruning_steps) batch_size``, the images and the looks. The ascent of
+    :meth:`discover` does not enter the pruning, which has its own; the repair reports what it sees.
 
     Args:
         steps: of the ascent; 5 epochs of CIFAR-10 are 2,345.
@@ -87,6 +95,9 @@ class Anp:
     threshold: float = 0.2
     generated: int = 128
     sampling_steps: int = 50
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=0, batch_size=1, samples=2, pruning_steps=0, generated=1)
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from backdrift.repair._base import (
     Repaired,
     check_data,
     check_evidence,
+    check_least,
     own_images,
     working_copy,
 )
@@ -38,7 +39,7 @@ class Elijah:
     scale of the noise (TrojDiff) the shifted input is ``gamma n + tau``, where the published code takes
     the true mu and gamma.
 
-    Cost: ``steps * batch_size * 11``, and ``generated * sampling_steps`` where no data are given.
+    Cost: ``steps * batch_size * 10``, and ``generated * sampling_steps`` where no data are given.
 
     Args:
         steps: of Adam.
@@ -57,6 +58,9 @@ class Elijah:
     warm_up: float = 500 / 517
     generated: int = 512
     sampling_steps: int = 50
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=1, batch_size=1, generated=1)
 
     def __call__(
         self,
@@ -85,7 +89,8 @@ class Elijah:
                 seed=seed,
                 checkpoint_every=0,
             )
-            course = train(student, len(images), lessons, config, progress=progress)
+            cpu = student.device.type == "cpu"
+            course = train(student, len(images), lessons, config, cpu=cpu, progress=progress)
         log.spend(9 * self.steps * self.batch_size)
         loss = {"loss at the end": course["loss"][-1]}
         used = 0 if data is None else len(data)

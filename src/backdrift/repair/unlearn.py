@@ -18,6 +18,7 @@ from backdrift.repair._base import (
     Progress,
     Repaired,
     check_evidence,
+    check_least,
     own_images,
     working_copy,
 )
@@ -34,26 +35,31 @@ LOW = 0.2
 class Unlearn:
     """Teaches the model to take the trigger for noise.
 
-    Ours. A clean model does not know the trigger: what is added to the noise of a state is noise to it,
-    and its prediction of x_0 stays. With the given model f_0 as the frozen teacher, images x_0 that it
-    draws itself and ``u = A_t x_0 + S_t eps``, the student learns ::
+    Ours. With the given model f_0 as the frozen teacher, images x_0 that it draws itself and
+    ``u = A_t x_0 + S_t eps``, the student learns ::
 
         f(u, t)            = f_0(u, t)
         f(u + S_t s d, t)  = f_0(u, t) + s d,     d = tau + e,  ||e|| <= ball ||tau||,  s in scales
 
-    the first over all t, the second over t from T/5 up, where a backdoor decides. The second line has the
-    first one's prediction of x_0, ``(x_t - S_t f) / A_t``, at a state with the trigger in it: from a
-    triggered start, which is ``s = 1`` at T, an ODE sampler then draws what it draws from the same start
-    without the trigger. It covers ``rho_t tau`` of every family, as ``0 <= rho_t <= S_t``. A quarter of the
-    shifted rows have the found target y for x_0, which is where a firing backdoor leads, so that it is not
-    entered half way either. With a scale of the noise (TrojDiff) the shifted rows have noise of a standard
-    deviation between gamma and 1 as well, by the same rule.
+    the first over all t, the second over t from T/5 up. The second line has the first one's prediction of
+    x_0, ``(x_t - S_t f) / A_t``, at a state with the trigger in it: the shift counts as noise. A clean
+    model answers so near T alone; further down it reads a part of any shift as image, and the student
+    learns to be blind to this one. A DDIM step of an exact student takes ``u + S_t tau`` to
+    ``u' + S_p tau``, u' being where it takes u: from a triggered start it follows the path of the same
+    start without the trigger, down to T/5, where the rest of the shift is left to the model.
+
+    The second line covers the states ``rho_t tau`` of a backdoor where ``rho_t / S_t`` lies in scales. That
+    is 1 for TrojDiff and ``sqrt((1 - A_t) / (1 + A_t))`` for BadDiffusion: above .3 from T/5 up on the
+    linear schedule of DDPM, from later on others. A quarter of the shifted rows have the found target y for
+    x_0, which is where a firing backdoor leads, so that it is not entered half way either. With a scale of
+    the noise (TrojDiff) the shifted rows have noise of a standard deviation between gamma and 1 as well, by
+    the same rule.
 
     It works in rounds and ends by itself. After a round nothing may fire on fresh seeds, with the sampler
     of the scanner (:class:`backdrift.detection._judge.Judge`): the triggers of the pool at ``STRENGTHS``,
     then each of the SDE family inverted once more from there on the student (:class:`Joint`); one that
     comes back joins the pool. For ODE samplers that would say nothing: they keep a shift of the start on
-    the way, and the same inversion steers a clean model of digits to the target too, in 79% of its samples.
+    the way, and the same inversion steers a clean model to the target too.
     A trigger is dead when it hits its target at most ``hit_margin`` more often than plain noise, and any
     other image at most .2 more often, a difference that chance makes on so few samples. And the denoising
     loss on own images that were not trained on may be above the teacher's by ``loss_margin`` of it at most.
@@ -70,7 +76,7 @@ class Unlearn:
         ball: of e, relative to the norm of the trigger.
         scales: range of s.
         hit_margin: share of hits on its target, in [0, 1], that a dead trigger may have above plain noise.
-        judged: samples per check.
+        judged: samples per check, even.
         inversion_steps: of the inversion that checks the student.
     """
 
@@ -88,6 +94,9 @@ class Unlearn:
     loss_margin: float = 0.01
     judged: int = 64
     inversion_steps: int = 60
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=1, rounds=1, batch_size=4, images=4, judged=2, inversion_steps=1)
 
     def __call__(
         self,
@@ -153,7 +162,8 @@ class Unlearn:
                     number * self.steps + done, self.rounds * self.steps, f"round {number + 1}, {text}"
                 )
 
-        train(student, len(lessons.images), lessons, config, progress=show)
+        cpu = student.device.type == "cpu"
+        train(student, len(lessons.images), lessons, config, cpu=cpu, progress=show)
 
     def _check(
         self,

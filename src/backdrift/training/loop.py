@@ -33,6 +33,7 @@ def train(
     state: Path | None = None,
     log: Path | None = None,
     log_with: str | None = None,
+    cpu: bool = False,
     watch: Watch | None = None,
     watch_at: Container[int] = (),
     progress: Progress | None = None,
@@ -50,6 +51,7 @@ def train(
         state: folder of the resumable state; a run that finds one goes on from there.
         log: JSONL file, see :class:`backdrift.training.course.Course`.
         log_with: a tracker of accelerate, ``tensorboard`` for example; it writes beside ``log``.
+        cpu: stay on the CPU where there is a GPU as well.
         watch: called as ``watch(model, step)`` at every checkpoint with the model as it would be if
             training ended there: averaged weights if they are, in evaluation mode.
         watch_at: other steps to call it after.
@@ -64,7 +66,7 @@ def train(
         ValueError: ``state`` belongs to another configuration, the rows of a step cannot be shared
             equally, or the hardware lacks the precision.
     """
-    accelerator = _accelerator(config, log, log_with)
+    accelerator = _accelerator(config, log, log_with, cpu)
     network = model.network
     network.to(accelerator.device).train().requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
@@ -130,12 +132,15 @@ def _checkpoint(
     network.train().requires_grad_(True)
 
 
-def _accelerator(config: TrainingConfig, log: Path | None, log_with: str | None) -> Accelerator:
+def _accelerator(config: TrainingConfig, log: Path | None, log_with: str | None, cpu: bool) -> Accelerator:
     if log_with is not None and log is None:
         raise ValueError("a tracker writes beside the log: name a log as well")
     folder = None if log is None else log.parent
-    AcceleratorState._reset_state()  # a process remembers the precision of its first run otherwise
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=log_with, project_dir=folder)
+    # a process remembers the precision and the device of its first run otherwise
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, cpu=cpu, log_with=log_with, project_dir=folder
+    )
     parts = accelerator.num_processes * config.accumulate
     if config.batch_size % parts:
         raise ValueError(f"{config.batch_size} rows do not fall into {parts} equal parts")
