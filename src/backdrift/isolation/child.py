@@ -1,4 +1,4 @@
-"""What runs in the process that scans. Every file of a checkpoint is opened after the limits hold."""
+"""What runs in the process that scans. No file of a checkpoint is opened here before the limits hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(job: dict[str, Any]) -> None:
         while view:
             view = view[channel.write(view) :]
 
-    held = limits.apply(job["memory"], job["seconds"], job["device"], output=job["task"] == "convert")
+    held = limits.apply(job["memory"], job["seconds"], job["device"], job.get("size", 0))
     try:
         if job["task"] == "probe":
             send(wire.frame(wire.DONE, wire.to_json([limit.model_dump() for limit in held])))
@@ -88,7 +88,7 @@ def _failure(error: Exception) -> dict[str, Any]:
 
     if os.environ.get("BACKDRIFT_DEBUG"):
         traceback.print_exc()
-    text = " ".join(str(error).split())
+    text = " ".join(str(error)[:4096].split())
     if isinstance(error, CheckpointError):
         return {"message": text, "exit_code": error.exit_code, "rule": error.rule}
     if isinstance(error, MemoryError) or any(words in text for words in wire.NO_MEMORY):

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from backdrift.io.errors import CheckpointError, printable, shown
 from backdrift.io.plan import unet_pickles
 from backdrift.io.weights import Bounds
 from backdrift.isolation import wire
-from backdrift.isolation.limits import GIB, Limits, default_memory, environment
+from backdrift.isolation.limits import GIB, Limits, default_memory, environment, import_path
 
 Progress = Callable[[int, int, str], None]
 
@@ -135,7 +135,7 @@ class _Run:
         self.job = {
             **job,
             "path": os.fsencode(absolute).hex(),
-            "sys_path": _import_path(absolute),
+            "sys_path": import_path(absolute),
             "memory": self.memory,
             "seconds": limits.seconds,
         }
@@ -186,11 +186,10 @@ class _Run:
             with process:
                 try:
                     assert process.stdin is not None
-                    try:
+                    with suppress(BrokenPipeError):  # it died at once; its exit code says so
                         process.stdin.write(wire.to_json(self.job) + b"\n")
+                    with suppress(BrokenPipeError):
                         process.stdin.close()
-                    except BrokenPipeError:
-                        pass  # it died at once; its exit code says so
                     yield process
                 finally:
                     process.kill()
@@ -200,7 +199,7 @@ class _Run:
     def _frames(self, process: subprocess.Popen[bytes]) -> Iterator[tuple[bytes, bytes]]:
         assert process.stdout is not None
         assert process.stderr is not None
-        buffer = bytearray()
+        buffer, received = bytearray(), 0
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             selector.register(process.stderr, selectors.EVENT_READ)
@@ -216,6 +215,9 @@ class _Run:
                         self.tail = (self.tail + data)[-_TAIL:]
                     else:
                         buffer += data
+                        received += len(data)
+                        if received > wire.MOST_BYTES:
+                            raise _invalid()
                         yield from _checked(lambda b: list(wire.frames(b)), buffer)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
@@ -265,23 +267,9 @@ class _Run:
 def _checked(read: Callable[[Any], Any], data: Any) -> Any:
     try:
         return read(data)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError("the process that scanned sent no valid report", "BD008") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _invalid() from None
 
 
-def _import_path(model: str) -> list[str]:
-    """``sys.path`` for the child: absolute, without the working folder and without the model's.
-
-    What belongs to this Python stays, even when it lies below the model: ``scan .`` must work beside
-    a virtual environment.
-    """
-    home = str(Path(__file__).resolve().parents[2])
-    root = os.path.realpath(model)
-    kept = []
-    for entry in sys.path:
-        place = os.path.realpath(entry)
-        ours = place == home or place.startswith((os.path.realpath(sys.prefix) + os.sep, sys.base_prefix))
-        inside = place == root or place.startswith(root + os.sep)
-        if ours or (place != os.getcwd() and not inside):
-            kept.append(os.path.abspath(entry))
-    return kept if home in map(os.path.realpath, kept) else [*kept, home]
+def _invalid() -> CheckpointError:
+    return CheckpointError("the process that scanned sent no valid report", "BD008")

@@ -17,9 +17,14 @@ from backdrift.core.results import Array, Evidence, Report
 
 PROGRESS, REPORT, ARRAYS, FAILURE, DONE = b"P", b"R", b"A", b"F", b"D"
 MOST_BYTES = 4 << 30
+"""All that one process may send."""
+_MOST = {PROGRESS: 1 << 16, REPORT: 1 << 26, ARRAYS: MOST_BYTES, FAILURE: 1 << 16, DONE: 1 << 16}
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map", "bad_alloc", "MemoryError")
 """How libraries say that they got none."""
-_ARRAYS = ("trigger", "target", "clean_samples", "triggered_samples", "scale")
+_IMAGES = ("trigger", "target", "scale")  # (C, H, W)
+_SAMPLES = ("clean_samples", "triggered_samples")  # (N, C, H, W)
+_ARRAYS = (*_IMAGES, *_SAMPLES)
+_NEEDED = ("trigger", *_SAMPLES)
 
 
 def frame(kind: bytes, payload: bytes) -> bytes:
@@ -31,11 +36,11 @@ def frames(buffer: bytearray) -> Iterator[tuple[bytes, bytes]]:
     """Takes every whole frame out of ``buffer``.
 
     Raises:
-        ValueError: no frame, or one that is larger than any report.
+        ValueError: no frame, or one that is larger than any of its kind.
     """
     while len(buffer) >= 9:
         kind, length = bytes(buffer[:1]), int.from_bytes(buffer[1:9], "little")
-        if kind not in (PROGRESS, REPORT, ARRAYS, FAILURE, DONE) or length > MOST_BYTES:
+        if length > _MOST.get(kind, -1):
             raise ValueError("no frame")
         if len(buffer) < 9 + length:
             return
@@ -70,7 +75,9 @@ def read_progress(payload: bytes) -> tuple[int, int, str]:
         ValueError: it is none.
     """
     done, total, text = json.loads(payload)
-    return int(done), int(total), str(text)
+    if not all(isinstance(count, int) and 0 <= count < 2**53 for count in (done, total)):
+        raise ValueError("no counts")
+    return done, total, str(text)
 
 
 def read_report(payload: bytes) -> Report:
@@ -83,24 +90,34 @@ def read_report(payload: bytes) -> Report:
 
 
 def read_evidence(payload: bytes) -> Evidence:
-    """The evidence of an ``ARRAYS`` frame.
+    """The evidence of an ``ARRAYS`` frame: images of one size, none of them empty.
 
     Raises:
         ValueError: it is none.
     """
     head, _, data = payload.partition(b"\n")
+    if len(head) > _MOST[PROGRESS]:
+        raise ValueError("no head")
     facts = json.loads(head)
+    shapes = facts["shapes"]
+    if not {*_NEEDED} <= {*shapes} <= {*_ARRAYS}:
+        raise ValueError("arrays are missing, or unknown")
     arrays: dict[str, Array | None] = dict.fromkeys(_ARRAYS)
     offset = 0
-    for name in _ARRAYS:
-        if name not in facts["shapes"]:
-            continue
-        shape = [int(length) for length in facts["shapes"][name]]
-        if min(shape, default=0) < 0 or len(shape) not in (3, 4):
+    for name in (name for name in _ARRAYS if name in shapes):
+        shape = shapes[name]
+        image = shape[1:] if name in _SAMPLES else shape
+        if image != shapes["trigger"] or len(image) != 3 or not all(map(_is_length, shape)) or 0 in image:
             raise ValueError("no shape of images")
         count = math.prod(shape)
+        if offset + 4 * count > len(data):
+            raise ValueError("arrays of another length")
         arrays[name] = np.frombuffer(data, np.float32, count, offset).reshape(shape).copy()
         offset += 4 * count
-    if offset != len(data) or any(arrays[name] is None for name in ("trigger", "clean_samples")):
+    if offset != len(data):
         raise ValueError("arrays of another length")
     return Evidence(weights=str(facts["weights"]), sampler=str(facts["sampler"]), **arrays)  # type: ignore[arg-type]
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
