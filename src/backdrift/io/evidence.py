@@ -184,7 +184,7 @@ def load_evidence(folder: str | Path) -> dict[str, Any]:
         NoSuchCheckpoint: no ``evidence.json`` there.
         CheckpointError: a file that is missing, changed or malformed.
     """
-    root = Path(folder)
+    root = Path(folder).resolve()
     if not (root / _INDEX).is_file():
         raise NoSuchCheckpoint(f"{folder}: no {_INDEX} there; give a folder that a scan wrote")
     document = parse_object(read_up_to(root / _INDEX, _MAX_BYTES), _INDEX)
