@@ -43,10 +43,10 @@ def payloads(marker: Path) -> dict[str, bytes]:
         "protocol-0": f"cos\nsystem\n(S'{shell}'\ntR.".encode(),
         "stack-global": _stack_global("os", "system", shell),
         "inst": f"(S'{shell}'\nios\nsystem\n.".encode(),
-        "code.interact": _reduce("timeit", "timeit", python),
-        "pty.spawn": _reduce("subprocess", "getoutput", shell),
+        "cProfile.run": _reduce("cProfile", "run", python),
+        "subprocess": _reduce("subprocess", "getoutput", shell),
         "runpy": _reduce("runpy", "run_path", str(marker.with_suffix(".py"))),
-        "pip": _reduce("importlib", "import_module", "antigravity"),
+        "import": _reduce("importlib", "import_module", "antigravity"),
         "torch.hub": _reduce("torch.hub", "load", str(marker.parent)),
         "truncated": _reduce("os", "system", shell)[:-3],
     }
