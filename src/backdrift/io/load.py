@@ -50,7 +50,7 @@ def load(
         NoSuchClass: it is not in that range.
     """
     candidate = candidate or plan.candidates[0]
-    _check_label(plan, label)
+    check_label(plan, label)
     schedule = read_schedule(plan.schedule_config)
     network = _build(plan, candidate)
     sha256, findings = _fill(network, candidate)
@@ -79,7 +79,8 @@ class OneClass(nn.Module):
         return self.network(x_t, t, class_labels=labels)
 
 
-def _check_label(plan: LoadPlan, label: int | None) -> None:
+def check_label(plan: LoadPlan, label: int | None) -> None:
+    """Whether :func:`load` can take ``label``; raises as it does."""
     if label is None and plan.classes:
         raise NotScannable("the model is class-conditional; of the commands only scan covers it (--class)")
     if label is not None and not 0 <= label < plan.classes:

@@ -88,8 +88,8 @@ class Found:
     Args:
         candidates: the standard name first.
         metadata: of every header that was read.
-        used: names of the files that were read, but for those in ``why``.
-        why: files that are no candidates, and the reason.
+        used: names of the files of the candidates.
+        why: files and indexes that are no candidates, and the reason.
     """
 
     candidates: tuple[WeightPlan, ...]
@@ -136,12 +136,12 @@ def find_weights(
     plans = {name: _weight_plan(name, sets[name], headers, bounds) for name in ranked}
     first = plans[ranked[0]]
     other = f"not a name that diffusers loads, and other tensors than in {first.name}"
-    why = {n: other for n, plan in plans.items() if not _stock(n) and plan.shapes != first.shapes}
+    kept = {name: plan for name, plan in plans.items() if _stock(name) or plan.shapes == first.shapes}
     return Found(
-        tuple(plan for name, plan in plans.items() if name not in why),
+        tuple(kept.values()),
         tuple(header.metadata for header in headers.values()),
-        frozenset({*headers, *sets} - why.keys()),
-        why,
+        frozenset({*kept, *(entry.name for name in kept for entry in sets[name])}),
+        dict.fromkeys(plans.keys() - kept.keys(), other),
     )
 
 

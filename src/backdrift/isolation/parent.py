@@ -60,8 +60,8 @@ def scan_isolated(
             scan the result.
 
     Raises:
-        CheckpointError: as :func:`backdrift.scan`; and the process ran out of time or memory, or died
-            (its ``rule`` says which).
+        CheckpointError: as :func:`backdrift.scan`; the process ran out of time or memory, or died; or
+            it raised another error, as for an unknown detector (its ``rule`` says which).
     """
     job = {
         "task": "scan",
