@@ -72,6 +72,9 @@ def test_refusals_come_back_with_code_and_rule(model: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="no such folder") as caught:
         backdrift.scan_isolated(tmp_path / "absent")
     assert (caught.value.exit_code, caught.value.rule) == (4, "BD111")
+    with pytest.raises(CheckpointError, match=r"absent\.json") as caught:
+        backdrift.scan_isolated(model, budget="quick", options={"calibration": tmp_path / "absent.json"})
+    assert (caught.value.exit_code, caught.value.rule) == (2, "BD005")
     broken = shutil.copytree(model, tmp_path / "broken")
     (broken / "unet" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not strict JSON") as caught:
@@ -288,6 +291,15 @@ def test_a_child_that_never_stops_sending_is_ended(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(parent.wire, "MOST_BYTES", 1 << 20)
     flood = "data = b'A' + (1 << 16).to_bytes(8, 'little') + bytes(1 << 16)\nwhile True: os.write(1, data)"
     assert "no valid report" in str(Child(flood).run(monkeypatch))
+
+
+def test_a_report_is_printable_whatever_the_child_says(model: Path) -> None:
+    report = json.loads(backdrift.scan(model, **QUICK).model_dump_json())
+    report["findings"][0]["reason"] = "a\x1b[2J\x9b\u202e\n"
+    report["config"] = {"\x1b": ["\x07"]}
+    found = wire.read_report(wire.to_json(report))
+    assert found.findings[0].reason == r"a\x1b[2J\x9b\u202e\n"
+    assert found.config == {r"\x1b": [r"\x07"]}
 
 
 def test_evidence_arrives_as_it_was_sent() -> None:

@@ -68,12 +68,11 @@ def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
     def progress(done: int, total: int, text: str) -> None:
         send(wire.frame(wire.PROGRESS, wire.to_json([done, total, text])))
 
-    how = {**job["how"], "command": job["command"]}
+    how = dict(job["how"])
     named = file_options("detection", how["detector"], how["options"])
     absolute = {key: str(Path(job["folder"], path)) for key, path in named.items()}
     how["options"] = {**(how["options"] or {}), **absolute}
     report = scan(_path(job), **how, bounds=bounds, converted=converted, progress=progress)
-    report.subject = report.subject.model_copy(update={"path": job["shown"]})
     report.limits = held
     wire.send_report(report, send)
     send(wire.frame(wire.DONE, b"null"))

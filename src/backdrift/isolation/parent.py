@@ -75,11 +75,9 @@ def scan_isolated(
             "classes": list(classes),
         },
         "device": device,
-        "command": command or f"backdrift.scan_isolated({str(path)!r}, budget={budget!r}, seed={seed})",
         "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
         "bounds": asdict(bounds or Bounds()),
         "converted": {},
-        "shown": str(path),
         "folder": os.getcwd(),
     }
     limits = limits or Limits()
@@ -94,6 +92,8 @@ def scan_isolated(
         raise CheckpointError("the process that scanned ended without a report; no verdict", "BD008")
     report: Report = reports[0]
     report.evidence = evidence
+    report.subject = report.subject.model_copy(update={"path": str(path)})
+    report.command = command or f"backdrift.scan_isolated({str(path)!r}, budget={budget!r}, seed={seed})"
     return report
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from backdrift.core.results import Array, Evidence, Report
+from backdrift.io.errors import printable
 
 PROGRESS, REPORT, ARRAYS, FAILURE, DONE = b"P", b"R", b"A", b"F", b"D"
 MOST_BYTES = 4 << 30
@@ -50,8 +52,8 @@ def frames(buffer: bytearray) -> Iterator[tuple[bytes, bytes]]:
 
 
 def to_json(value: Any) -> bytes:
-    """ASCII JSON; NaN and infinity stay what they are."""
-    return json.dumps(value).encode("ascii")
+    """ASCII JSON; NaN and infinity stay what they are, paths become text."""
+    return json.dumps(value, default=os.fspath).encode("ascii")
 
 
 def send_report(report: Report, send: Callable[[bytes], None]) -> None:
@@ -81,12 +83,20 @@ def read_progress(payload: bytes) -> tuple[int, int, str]:
 
 
 def read_report(payload: bytes) -> Report:
-    """The report of a ``REPORT`` frame, without evidence.
+    """The report of a ``REPORT`` frame, without evidence, every text in it safe to print.
 
     Raises:
         ValueError: it is none.
     """
-    return Report.model_validate(json.loads(payload))
+    return Report.model_validate(_printable(json.loads(payload)))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def read_evidence(payload: bytes) -> Evidence:
@@ -116,7 +126,8 @@ def read_evidence(payload: bytes) -> Evidence:
         offset += 4 * count
     if offset != len(data):
         raise ValueError("arrays of another length")
-    return Evidence(weights=str(facts["weights"]), sampler=str(facts["sampler"]), **arrays)  # type: ignore[arg-type]
+    weights, sampler = printable(str(facts["weights"])), printable(str(facts["sampler"]))
+    return Evidence(weights=weights, sampler=sampler, **arrays)  # type: ignore[arg-type]
 
 
 def _is_length(value: object) -> bool:
