@@ -144,6 +144,7 @@ class _Run:
     def answers(self, *descriptors: int) -> list[tuple[bytes, bytes]]:
         """Every frame but progress, in order; the last is ``DONE``."""
         found: list[tuple[bytes, bytes]] = []
+        size = 0
         with (
             tempfile.TemporaryDirectory(prefix="backdrift-") as place,
             self._started(place, descriptors) as process,
@@ -155,6 +156,9 @@ class _Run:
                     raise _checked(self._failure, payload)
                 else:
                     found.append((kind, payload))
+                    size += len(payload)
+                    if size > wire.MOST_BYTES or len(found) > wire.MOST_FRAMES:
+                        raise _invalid()
             code = self._wait(process)
         if code != 0 or not found or found[-1][0] != wire.DONE:
             raise self._died(code)
@@ -199,7 +203,7 @@ class _Run:
     def _frames(self, process: subprocess.Popen[bytes]) -> Iterator[tuple[bytes, bytes]]:
         assert process.stdout is not None
         assert process.stderr is not None
-        buffer, received = bytearray(), 0
+        buffer = bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             selector.register(process.stderr, selectors.EVENT_READ)
@@ -215,9 +219,6 @@ class _Run:
                         self.tail = (self.tail + data)[-_TAIL:]
                     else:
                         buffer += data
-                        received += len(data)
-                        if received > wire.MOST_BYTES:
-                            raise _invalid()
                         yield from _checked(lambda b: list(wire.frames(b)), buffer)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:

@@ -19,7 +19,8 @@ from backdrift.io.errors import printable
 
 PROGRESS, REPORT, ARRAYS, FAILURE, DONE = b"P", b"R", b"A", b"F", b"D"
 MOST_BYTES = 4 << 30
-"""All that one process may send."""
+MOST_FRAMES = 1 << 16
+"""All that one process may send, but for its progress."""
 _MOST = {PROGRESS: 1 << 16, REPORT: 1 << 26, ARRAYS: MOST_BYTES, FAILURE: 1 << 16, DONE: 1 << 16}
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map", "bad_alloc", "MemoryError")
 """How libraries say that they got none."""
