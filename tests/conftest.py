@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 GOLDEN = Path(__file__).parent / "golden.json"
 
 torch.set_num_threads(1)
+# A suite that a script starts in the background is told to ignore SIGINT, and so would be every process
+# that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -117,17 +117,14 @@ def test_a_scanner_needs_no_torchmetrics() -> None:
     assert "torchmetrics" not in done.stdout.split()
 
 
-def test_help_takes_half_a_second() -> None:
-    """Of CPU time: on a busy machine the clock tells more about the others."""
+def test_help_is_there_in_half_a_second() -> None:
+    """Of CPU time: beside other tests the clock on the wall says more about them."""
     command = [str(Path(sys.executable).with_name("backdrift")), "--help"]
-    costs = []
-    for _ in range(3):
-        before = os.times()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        after = os.times()
-        costs.append(sum(after[2:4]) - sum(before[2:4]))
-        assert "scan" in done.stdout
-    assert min(costs) < 0.5
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = os.times()
+    assert "scan" in done.stdout
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
 def test_the_public_api_is_what_it_names() -> None:
