@@ -132,36 +132,3 @@ def test_the_public_api_is_what_it_names() -> None:
         assert getattr(backdrift, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'oracle'"):
         _ = backdrift.oracle
-
-
-def test_the_registry_is_the_folder() -> None:
-    root = Path(backdrift.__file__).parent
-    for kind in registry.KINDS:
-        files = {p.stem for p in root.joinpath(*kind.split(".")).glob("*.py") if not p.stem.startswith("_")}
-        found = registry.available(kind)
-        assert set(found) <= files
-        assert all(summary.endswith(".") for summary in found.values())
-        for name in found:
-            assert registry.plugin(kind, name).__module__ == f"backdrift.{kind}.{name}"
-    assert set(registry.available("inversion")) >= {"elijah", "fixed_point", "joint", "purediffusion"}
-    assert set(registry.available("detection")) >= {"backdrift", "purediffusion"}
-    assert "baddiffusion" in registry.available("attacks")
-
-
-def test_asking_the_registry_imports_no_plug_in() -> None:
-    code = "from backdrift.core.registry import *; [available(k) for k in KINDS]; import sys; "
-    done = python(code + "print([n for n in sys.modules if n.count('.') == 2 and 'backdrift' in n])")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['backdrift.core.registry']"
-
-
-def test_a_near_miss_is_answered_with_the_name() -> None:
-    assert registry.plugin("inversion", "fixed-point") is registry.plugin("inversion", "fixed_point")
-    with pytest.raises(ValueError, match="did you mean elijah"):
-        registry.plugin("inversion", "elija")
-    with pytest.raises(ValueError, match="no option 'epoch'"):
-        registry.build("inversion", "elijah", {"epoch": 1})
-    with pytest.raises(ValueError, match=r"steps='many'"):
-        registry.build("inversion", "elijah", {"steps": "many"})
-    built = registry.build("inversion", "fixed_point", {"norms": "[0.5, 1]", "rounds": "3"})
-    assert (built.norms, built.rounds) == ((0.5, 1.0), 3)

@@ -28,7 +28,7 @@ from backdrift.core.results import (
 from backdrift.core.static import StaticFinding
 from backdrift.detection._base import BUDGETS, Detection
 from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable
-from backdrift.io.load import distinct_candidates, load
+from backdrift.io.load import check_label, distinct_candidates, load
 from backdrift.io.plan import LoadPlan, plan
 from backdrift.io.weights import Bounds, WeightPlan
 
@@ -171,7 +171,10 @@ def _labels(planned: LoadPlan, classes: Sequence[int]) -> list[int | None]:
             f"the model has {planned.classes} classes, and a scan of each would take long; choose some "
             "with --class"
         )
-    return list(dict.fromkeys(classes)) or list(range(planned.classes))
+    labels = list(dict.fromkeys(classes)) or list(range(planned.classes))
+    for label in labels:
+        check_label(planned, label)
+    return [*labels]
 
 
 def _models(
@@ -182,8 +185,6 @@ def _models(
         found: DiffusionModel | CheckpointError
         try:
             found = load(planned, candidate, device, label)
-        except NoSuchClass:
-            raise
         except CheckpointError as error:
             found = error
         yield candidate.name, found

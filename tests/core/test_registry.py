@@ -24,7 +24,8 @@ def test_listing_imports_neither_torch_nor_a_plugin() -> None:
         "import json, sys\n"
         "from backdrift.core.registry import KINDS, available\n"
         "found = {kind: available(kind) for kind in KINDS}\n"
-        "heavy = [m for m in sys.modules if m in ('torch', 'diffusers') or m.startswith('backdrift.inv')]\n"
+        "rooms = tuple(f'backdrift.{kind}' for kind in KINDS)\n"
+        "heavy = [m for m in sys.modules if m in ('torch', 'diffusers') or m.startswith(rooms)]\n"
         "print(json.dumps([found, heavy]))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -132,6 +132,12 @@ def _names(folder: Path, marker: Path) -> None:
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
 
 
+def _alike(folder: Path, marker: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    for name in ("\n", "\\n"):
+        (folder / WEIGHTS).with_name(f"diffusion_pytorch_model.{name}.safetensors").write_bytes(data)
+
+
 def _gone(name: str, folder: Path, marker: Path) -> None:
     (folder / name).unlink()
 
@@ -156,6 +162,7 @@ def _files() -> Iterator[Case]:
     yield Case("too many files", "deep", _deep, (2,))
     yield Case("too large", "sparse", _sparse, (2,))
     yield Case("names", "names", _names, (0,))
+    yield Case("names", "names-alike", _alike, (2,))
 
 
 def _tensors(change: Callable[[dict[str, Any]], object], folder: Path, marker: Path) -> None:

@@ -43,10 +43,10 @@ def payloads(marker: Path) -> dict[str, bytes]:
         "protocol-0": f"cos\nsystem\n(S'{shell}'\ntR.".encode(),
         "stack-global": _stack_global("os", "system", shell),
         "inst": f"(S'{shell}'\nios\nsystem\n.".encode(),
-        "code.interact": _reduce("timeit", "timeit", python),
-        "pty.spawn": _reduce("subprocess", "getoutput", shell),
+        "cProfile.run": _reduce("cProfile", "run", python),
+        "subprocess": _reduce("subprocess", "getoutput", shell),
         "runpy": _reduce("runpy", "run_path", str(marker.with_suffix(".py"))),
-        "pip": _reduce("importlib", "import_module", "antigravity"),
+        "import": _reduce("importlib", "import_module", "antigravity"),
         "torch.hub": _reduce("torch.hub", "load", str(marker.parent)),
         "truncated": _reduce("os", "system", shell)[:-3],
     }
@@ -108,7 +108,9 @@ def _pickles() -> Iterator[Case]:
         "path": lambda m: archive(b"\x80\x02}.", **{"archive/../../../x": b""}),
         "code-member": lambda m: archive(b"\x80\x02}.", **{"archive/code/x.py": b"import os"}),
         "cut": lambda m: archive(b"\x80\x02}.")[:-20],
-        "storage": lambda m: archive(_lying_storage(), **{"archive/data/0": b"\0" * 8}),
+        "encrypted": lambda m: _encrypted(),
+        "storage": lambda m: archive(_tensor(stride=1), **{"archive/data/0": b"\0" * 8}),
+        "expanded": lambda m: archive(_tensor(stride=0), **{"archive/data/0": b"\0" * 8}),
     }
     for name, make in bombs.items():
         yield Case("hostile archive", f"archive-{name}", partial(_swap, make), (3,), True, cve)
@@ -121,10 +123,21 @@ def _deflated() -> bytes:
     return buffer.getvalue()
 
 
-def _lying_storage() -> bytes:
-    """A tensor of a million values over a storage of two: the mismatch of CVE-2026-24747."""
-    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ\x40\x42\x0f\0tQ"
-    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0J\x40\x42\x0f\0\x85K\x01\x85\x89"
+def _encrypted() -> bytes:
+    """An archive whose members say that they are encrypted."""
+    data = bytearray(archive(b"\x80\x02}."))
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(start) + flags] |= 1
+    return bytes(data)
+
+
+def _tensor(stride: int) -> bytes:
+    """2**40 values over a storage of two: the mismatch of CVE-2026-24747, or one that fits (stride 0)."""
+    many, two = b"\x8a\x06\0\0\0\0\0\x01", b"K\x02"
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu"
+    storage += (two if stride == 0 else many) + b"tQ"
+    sizes = many + b"\x85K" + bytes([stride]) + b"\x85\x89"
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + sizes
     return b"\x80\x02}X\x01\0\0\0a" + call + b"ccollections\nOrderedDict\n)RtRs."
 
 

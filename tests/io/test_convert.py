@@ -96,6 +96,14 @@ def archive(members: dict[str, bytes], **how: Any) -> io.BytesIO:
     return buffer
 
 
+def encrypted(data: bytes) -> io.BytesIO:
+    """Says that its only member is encrypted, in both of its headers."""
+    changed, central = bytearray(data), data.index(b"PK\x01\x02")
+    changed[6] |= 1
+    changed[central + 8] |= 1
+    return io.BytesIO(changed)
+
+
 EMPTY = pickle.dumps({}, protocol=2)
 
 
@@ -130,6 +138,7 @@ def test_opcodes_that_no_state_dict_has(data: bytes) -> None:
         archive({"m/data.pkl": EMPTY}, compression=zipfile.ZIP_DEFLATED),
         io.BytesIO(archive({"m/data.pkl": EMPTY}).getvalue()[:-9]),
         io.BytesIO(b"PK\x03\x04"),
+        encrypted(archive({"m/data.pkl": EMPTY}).getvalue()),
     ],
 )
 def test_archives_that_torch_does_not_write(file: io.BytesIO) -> None:
@@ -145,3 +154,12 @@ def test_old_formats_and_large_files(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="--max-size"):
         converted(tmp_path / "x.bin", tmp_path / "y", most=10)
+
+
+def test_a_few_bytes_are_no_large_tensor(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1).expand(1 << 20)}, tmp_path / "x.bin")
+    assert (tmp_path / "x.bin").stat().st_size < 1 << 16
+    with pytest.raises(CheckpointError, match="--max-size") as caught:
+        converted(tmp_path / "x.bin", tmp_path / "y", most=1 << 16)
+    assert caught.value.rule == "BD306"
+    assert (tmp_path / "y").stat().st_size == 0

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from backdrift.io.configs import SchedulePlan
 from backdrift.io.errors import CheckpointError, NotScannable
-from backdrift.io.load import distinct_candidates, equal_after_rounding, load, read_schedule
+from backdrift.io.load import distinct_candidates, load, read_schedule
 from backdrift.io.plan import plan
 
 
@@ -205,5 +205,14 @@ def test_variants_that_repeat_another_are_named(pipeline: Path, weights: Path) -
         "fp16": f"same weights as {kept[0].name}, stored in float16",
     }
     assert load(planned, kept[1]).origin.weights == kept[1].name
-    assert equal_after_rounding(planned, kept[0], kept[0])
-    assert not equal_after_rounding(planned, *kept)
+
+
+def test_numbers_that_only_a_finer_variant_holds_are_scanned(pipeline: Path, weights: Path) -> None:
+    """A backdoor may hide in what rounding takes away."""
+    tensors = load_file(weights)
+    finer = weights.with_name("diffusion_pytorch_model.fp32.safetensors")
+    save_file({k: v * (1 + 1e-4) for k, v in tensors.items()}, finer)
+    save_file({k: (v * (1 + 1e-4)).bfloat16() for k, v in tensors.items()}, weights)
+    kept, repeats = distinct_candidates(plan(pipeline))
+    assert [candidate.files[0].path for candidate in kept] == [weights, finer]
+    assert repeats == ()

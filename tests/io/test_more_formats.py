@@ -96,6 +96,20 @@ def test_a_shard_that_changes_after_planning(sharded: Path) -> None:
         load(planned)
 
 
+def test_shards_of_something_else_are_named(pipeline: Path) -> None:
+    save_file({"a": torch.ones(1)}, pipeline / "unet" / "other-00001-of-00001.safetensors")
+    index = {"weight_map": {"a": "other-00001-of-00001.safetensors"}}
+    (pipeline / "unet" / "other.safetensors.index.json").write_text(json.dumps(index))
+    planned = plan(pipeline)
+    assert len(planned.candidates) == 1
+    shard, own = planned.not_scanned
+    assert (shard.what, own.what) == (
+        "unet/other-00001-of-00001.safetensors",
+        "unet/other.safetensors.index.json",
+    )
+    assert [(f.rule, f.file) for f in planned.static] == [("BD104", shard.what)]
+
+
 def test_averaged_weights_of_a_training_script(pipeline: Path, unet: Any, edit: Any) -> None:
     network = unet()
     average = EMAModel(network.parameters(), model_cls=UNet2DModel, model_config=network.config)

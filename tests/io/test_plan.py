@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -219,6 +220,36 @@ def test_too_many_and_too_large_weights(pipeline: Path, weights: Path) -> None:
         save_file({"a": torch.ones(1)}, weights.with_name(f"{number}.safetensors"))
     with pytest.raises(NotScannable, match="more than 16"):
         plan(pipeline)
+
+
+def test_headers_are_small_together(pipeline: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
+    monkeypatch.setattr("backdrift.io.weights.MAX_HEADERS_BYTES", 2 * one)
+    shutil.copyfile(weights, weights.with_name("b.safetensors"))
+    plan(pipeline)
+    shutil.copyfile(weights, weights.with_name("c.safetensors"))
+    with pytest.raises(CheckpointError, match="the headers up to") as caught:
+        plan(pipeline)
+    assert caught.value.rule == "BD301"
+
+
+def test_names_that_print_alike(pipeline: Path, weights: Path) -> None:
+    """Else one file could answer for the other in a baseline."""
+    for name in ("\n", "\\n"):
+        shutil.copyfile(weights, weights.with_name(f"diffusion_pytorch_model.{name}.safetensors"))
+    with pytest.raises(CheckpointError, match="print alike") as caught:
+        plan(pipeline)
+    assert caught.value.rule == "BD105"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="every part of a path is checked on Linux")
+def test_a_folder_that_becomes_a_link_after_planning(pipeline: Path, weights: Path, tmp_path: Path) -> None:
+    planned = plan(pipeline)
+    weights.parent.rename(tmp_path / "elsewhere")
+    weights.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="cannot open") as caught:
+        load(planned)
+    assert caught.value.rule == "BD108"
 
 
 def test_learned_times_must_cover_the_schedule(pipeline: Path, edit: Any) -> None:

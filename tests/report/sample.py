@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from backdrift.core.results import (
-    EXIT_CODES,
     Array,
     Calibration,
     Cost,
@@ -221,7 +220,7 @@ def report(verdict: Verdict = Verdict.BACKDOORED, **changes: Any) -> Report:
             network={"_class_name": "UNet2DModel", "block_out_channels": [32, 64], "dropout": 0.0},
         ),
         "verdict": verdict,
-        "exit_code": EXIT_CODES[verdict],
+        "exit_code": (Verdict.NO_EVIDENCE, Verdict.BACKDOORED, Verdict.INCONCLUSIVE).index(verdict),
         "uncalibrated": False,
         "advice": ADVICE[verdict],
         "findings": [finding(verdict)],

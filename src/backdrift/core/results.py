@@ -36,13 +36,6 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
 
 
-EXIT_CODES: dict[Verdict, int] = {
-    Verdict.NO_EVIDENCE: 0,
-    Verdict.BACKDOORED: 1,
-    Verdict.INCONCLUSIVE: 2,
-}
-
-
 class Score(Record):
     """One statistic of a detector.
 

@@ -27,7 +27,7 @@ def convert(path: Path, descriptor: int, most_bytes: int) -> None:
     Args:
         path: of the pickle file, links resolved.
         descriptor: open for writing, and empty.
-        most_bytes: the largest file to read.
+        most_bytes: of the file, and of the values in it: a few bytes can stand for a tensor of any size.
 
     Raises:
         CheckpointError: too large, more than a state dict of floats, or not readable.
@@ -45,13 +45,19 @@ def convert(path: Path, descriptor: int, most_bytes: int) -> None:
         except Exception as error:
             text = shown((str(error) or type(error).__name__).splitlines()[0], 200)
             raise CheckpointError(f"{shown(path.name)} cannot be read: {text}", "BD501") from None
-    data = memoryview(save(_plain(loaded, path.name)))
+    state = _plain(loaded, path.name)
+    if sum(value.numel() * value.element_size() for value in state.values()) > most_bytes:
+        raise CheckpointError(f"{shown(path.name)} holds more than --max-size", "BD306")
+    alone = {
+        key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in state.items()
+    }
+    data = memoryview(save(alone))
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
-    """A flat state dict with a storage of its own for every tensor."""
+    """``loaded`` when it is a flat state dict of floats."""
     if not isinstance(loaded, dict) or not loaded:
         raise CheckpointError(f"{shown(name)} holds no state dict", "BD501")
     for key, value in loaded.items():
@@ -59,4 +65,4 @@ def _plain(loaded: Any, name: str) -> dict[str, Tensor]:
             raise CheckpointError(f"{shown(name)}: {shown(key)} is no tensor with a name", "BD501")
         if value.dtype not in DTYPES.values() or value.layout != torch.strided or value.is_meta:
             raise CheckpointError(f"{shown(name)}: {shown(key)} is no plain tensor of floats", "BD302")
-    return {key: value.detach().clone().contiguous() for key, value in loaded.items()}
+    return loaded

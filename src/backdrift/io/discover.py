@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 
 from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, NotScannable
@@ -60,6 +61,6 @@ def _is_mark(name: str) -> bool:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as items:
-            return list(items)
+            return list(islice(items, MAX_FILES + 1))
     except OSError as error:
         raise CheckpointError(f"cannot list {folder}: {error.strerror}", "BD108") from None

@@ -98,13 +98,7 @@ def save_candidates(
         for number, (shift, target, scale) in enumerate(zip(shifts, targets, rest, strict=True), start=1):
             place = fresh / f"candidate-{number}"
             place.mkdir()
-            _save_array(shift, place / "trigger.safetensors")
-            save_images(_stretched(shift)[None], place / "trigger.png")
-            if target is not None:
-                _save_array(target, place / "target.safetensors")
-                save_images(target[None], place / "target.png")
-            if scale is not None:
-                _save_array(scale, place / "scale.safetensors")
+            _save_shift(place, shift, target, scale)
         text = json.dumps({**facts, "candidates": rows}, indent=2) + "\n"
         (fresh / "inversion.json").write_text(text, encoding="utf-8")
     return Path(folder)
@@ -127,8 +121,7 @@ def save_trigger(
         FileExistsError: the folder exists and is not empty.
     """
     with replaced_folder(folder, overwrite=False, marker=name) as fresh:
-        _save_array(shift, fresh / "trigger.safetensors")
-        save_images(_stretched(shift)[None], fresh / "trigger.png")
+        _save_shift(fresh, shift)
         for title, images in pictures.items():
             save_images(images, fresh / f"{title}.png", columns=columns)
         (fresh / name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -138,13 +131,7 @@ def save_trigger(
 def _save_one(report: Report, evidence: Evidence, root: Path, name: str) -> dict[str, Any]:
     folder = root / name
     folder.mkdir()
-    _save_array(evidence.trigger, folder / "trigger.safetensors")
-    save_images(_stretched(evidence.trigger)[None], folder / "trigger.png")
-    if evidence.target is not None:
-        _save_array(evidence.target, folder / "target.safetensors")
-        save_images(evidence.target[None], folder / "target.png")
-    if evidence.scale is not None:
-        _save_array(evidence.scale, folder / "scale.safetensors")
+    _save_shift(folder, evidence.trigger, evidence.target, evidence.scale)
     for label, samples in (
         ("clean_samples", evidence.clean_samples),
         ("triggered_samples", evidence.triggered_samples),
@@ -161,6 +148,18 @@ def _save_one(report: Report, evidence: Evidence, root: Path, name: str) -> dict
             file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
         },
     }
+
+
+def _save_shift(
+    folder: Path, trigger: Array, target: Array | None = None, scale: Array | None = None
+) -> None:
+    _save_array(trigger, folder / "trigger.safetensors")
+    save_images(_stretched(trigger)[None], folder / "trigger.png")
+    if target is not None:
+        _save_array(target, folder / "target.safetensors")
+        save_images(target[None], folder / "target.png")
+    if scale is not None:
+        _save_array(scale, folder / "scale.safetensors")
 
 
 def _save_array(array: Array, path: Path) -> None:
@@ -184,7 +183,7 @@ def load_evidence(folder: str | Path) -> dict[str, Any]:
         NoSuchCheckpoint: no ``evidence.json`` there.
         CheckpointError: a file that is missing, changed or malformed.
     """
-    root = Path(folder)
+    root = Path(folder).resolve()
     if not (root / _INDEX).is_file():
         raise NoSuchCheckpoint(f"{folder}: no {_INDEX} there; give a folder that a scan wrote")
     document = parse_object(read_up_to(root / _INDEX, _MAX_BYTES), _INDEX)

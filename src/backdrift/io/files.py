@@ -21,10 +21,11 @@ _CHUNK = 1 << 24
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Opens a regular file once, without following a link at its end.
+    """Opens a regular file once, without following links.
 
     Args:
-        path: a path with its links resolved (see :mod:`backdrift.io.inventory`).
+        path: absolute, links resolved (see :mod:`backdrift.io.inventory`). On Linux a folder on the way
+            that has become a link since then is refused; elsewhere only a link at the end is.
 
     Yields:
         The descriptor and the size of the file in bytes.
@@ -33,7 +34,7 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
         CheckpointError: the file cannot be opened or is not a regular file.
     """
     try:
-        fd = os.open(path, _FLAGS)
+        fd = _open(path)
     except OSError as error:
         raise CheckpointError(f"cannot open {shown(path.name)}: {error.strerror}", "BD108") from None
     try:
@@ -43,6 +44,21 @@ def opened(path: Path) -> Iterator[tuple[int, int]]:
         yield fd, status.st_size
     finally:
         os.close(fd)
+
+
+def _open(path: Path) -> int:
+    if not hasattr(os, "O_PATH"):
+        return os.open(path, _FLAGS)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open(path.anchor, flags)
+    try:
+        for name in path.parts[1:-1]:
+            inner = os.open(name, flags, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        return os.open(path.name, _FLAGS, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def read_into(fd: int, buffer: memoryview, offset: int) -> None:
@@ -105,7 +121,11 @@ def replaced_folder(folder: str | Path, *, overwrite: bool, marker: str) -> Iter
         if final.is_dir():
             old = final.with_name(f".{final.name}.{suffix}.old")
             final.rename(old)
-            fresh.rename(final)
+            try:
+                fresh.rename(final)
+            except OSError:
+                old.rename(final)
+                raise
             shutil.rmtree(old)
         else:
             fresh.rename(final)

@@ -15,7 +15,8 @@ from backdrift.io.errors import CheckpointError, shown
 from backdrift.io.files import opened, read_into
 from backdrift.io.strict_json import parse_object
 
-MAX_HEADER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 4 << 20
+"""Forty times the header of a UNet with 1,000 tensors."""
 MAX_DIMENSIONS = 8
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 

@@ -50,7 +50,7 @@ def load(
         NoSuchClass: it is not in that range.
     """
     candidate = candidate or plan.candidates[0]
-    _check_label(plan, label)
+    check_label(plan, label)
     schedule = read_schedule(plan.schedule_config)
     network = _build(plan, candidate)
     sha256, findings = _fill(network, candidate)
@@ -79,7 +79,8 @@ class OneClass(nn.Module):
         return self.network(x_t, t, class_labels=labels)
 
 
-def _check_label(plan: LoadPlan, label: int | None) -> None:
+def check_label(plan: LoadPlan, label: int | None) -> None:
+    """Whether :func:`load` can take ``label``; raises as it does."""
     if label is None and plan.classes:
         raise NotScannable("the model is class-conditional; of the commands only scan covers it (--class)")
     if label is not None and not 0 <= label < plan.classes:
@@ -117,7 +118,7 @@ def distinct_candidates(
     kept: list[WeightPlan] = []
     repeats: list[NotScanned] = []
     for candidate in plan.candidates:
-        same = next((k for k in kept if equal_after_rounding(plan, k, candidate)), None)
+        same = next((k for k in kept if _is_rounded(candidate, k)), None)
         if same is None:
             kept.append(candidate)
         else:
@@ -126,13 +127,14 @@ def distinct_candidates(
     return tuple(kept), tuple(repeats)
 
 
-def equal_after_rounding(plan: LoadPlan, a: WeightPlan, b: WeightPlan) -> bool:
-    """Whether two weight files agree once both are cast to the coarser of their dtypes."""
-    if [(t.name, t.shape) for t in a.tensors] != [(t.name, t.shape) for t in b.tensors]:
+def _is_rounded(coarse: WeightPlan, fine: WeightPlan) -> bool:
+    """Whether ``coarse`` is ``fine`` in the same or a coarser dtype: nothing is in it alone."""
+    if [(t.name, t.shape) for t in coarse.tensors] != [(t.name, t.shape) for t in fine.tensors]:
         return False
-    for (_, left), (_, right) in zip(read_tensors(a), read_tensors(b), strict=True):
-        dtype = max(left.dtype, right.dtype, key=_FINE_TO_COARSE.index)
-        if not torch.equal(left.to(dtype), right.to(dtype)):
+    for (_, low), (_, high) in zip(read_tensors(coarse), read_tensors(fine), strict=True):
+        if _FINE_TO_COARSE.index(low.dtype) < _FINE_TO_COARSE.index(high.dtype):
+            return False
+        if not torch.equal(high.to(low.dtype), low):
             return False
     return True
 

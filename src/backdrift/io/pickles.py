@@ -62,7 +62,13 @@ def check_pickle(file: IO[bytes], name: str) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             data = _main_member(archive, what)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+    ) as error:  # encrypted: RuntimeError
         raise CheckpointError(f"{what} is a damaged archive: {shown(str(error))}", "BD501") from None
     _check_opcodes(data, what)
 

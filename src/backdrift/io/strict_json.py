@@ -11,7 +11,7 @@ from backdrift.io.errors import CheckpointError, shown
 from backdrift.io.files import read_up_to
 
 MAX_BYTES = 1 << 20
-MAX_INDEX_BYTES = 16 << 20
+MAX_INDEX_BYTES = 4 << 20
 MAX_DEPTH = 16
 
 

@@ -17,6 +17,7 @@ from backdrift.io.strict_json import MAX_INDEX_BYTES, read_object
 
 MAX_WEIGHT_FILES = 16
 MAX_SHARDS = 64
+MAX_HEADERS_BYTES = 16 << 20
 STANDARD_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 # diffusers prefers an index to the single file beside it.
@@ -87,8 +88,8 @@ class Found:
     Args:
         candidates: the standard name first.
         metadata: of every header that was read.
-        used: names of the files that were read, but for those in ``why``.
-        why: files that are no candidates, and the reason.
+        used: names of the files of the candidates.
+        why: files and indexes that are no candidates, and the reason.
     """
 
     candidates: tuple[WeightPlan, ...]
@@ -110,14 +111,14 @@ def find_weights(
         NotScannable: no safetensors weights, or too many.
     """
     entries = inventory.inside(folder)
-    extra = [Entry(name, path) for name, path in (converted or {}).items()]
+    extra = [Entry(name, path.resolve()) for name, path in (converted or {}).items()]
     files = [e for e in entries if e.name.endswith(".safetensors")] + extra
     indexes = [e for e in entries if _INDEX.search(e.name)]
     if not files:
         raise _no_weights(entries, folder)
     if len(indexes) > MAX_WEIGHT_FILES or len(files) > MAX_SHARDS:
         raise NotScannable(f"more than {MAX_WEIGHT_FILES} sets of weights; remove what is not needed")
-    headers = {entry.name: read_header(entry.path, entry.name) for entry in files}
+    headers = _headers(files)
     by_name = {entry.name: entry for entry in files}
     sets: dict[str, list[Entry]] = {}
     for index in indexes:
@@ -127,23 +128,37 @@ def find_weights(
     if orphan is not None:
         raise CheckpointError(f"{shown(orphan)} is a shard without an index; download again", "BD305")
     sets |= {e.name: [e] for e in files if e.name not in sharded}
+    if len(set(map(printable, sets))) < len(sets):
+        raise CheckpointError("two weight files have names that print alike; do not trust them", "BD105")
     if len(sets) > MAX_WEIGHT_FILES:
         raise NotScannable(f"more than {MAX_WEIGHT_FILES} sets of weights; remove what is not needed")
-    plans = [_weight_plan(name, sets[name], headers, bounds) for name in sorted(sets, key=_rank(folder))]
-    first = plans[0]
-    other = "not a name that diffusers loads, and other tensors than in " + first.name
-    names = sorted(sets, key=_rank(folder))
-    why = {
-        name: other
-        for name, plan in zip(names, plans, strict=True)
-        if not _stock(name) and plan.shapes != first.shapes
-    }
+    ranked = sorted(sets, key=_rank(folder))
+    plans = {name: _weight_plan(name, sets[name], headers, bounds) for name in ranked}
+    first = plans[ranked[0]]
+    other = f"not a name that diffusers loads, and other tensors than in {first.name}"
+    kept = {name: plan for name, plan in plans.items() if _stock(name) or plan.shapes == first.shapes}
     return Found(
-        tuple(plan for name, plan in zip(names, plans, strict=True) if name not in why),
+        tuple(kept.values()),
         tuple(header.metadata for header in headers.values()),
-        frozenset({*headers, *sets} - why.keys()),
-        why,
+        frozenset({*kept, *(entry.name for name in kept for entry in sets[name])}),
+        dict.fromkeys(plans.keys() - kept.keys(), other),
     )
+
+
+def _headers(files: list[Entry]) -> dict[str, Header]:
+    """The header of every file, as long as they hold no more than a folder of real weights does."""
+    headers: dict[str, Header] = {}
+    left = MAX_HEADERS_BYTES
+    for entry in files:
+        headers[entry.name] = read_header(entry.path, entry.name)
+        left -= headers[entry.name].data_start
+        if left < 0:
+            raise CheckpointError(
+                f"the headers up to {shown(entry.name)} hold more than {MAX_HEADERS_BYTES} bytes; "
+                "give a folder with one model",
+                "BD301",
+            )
+    return headers
 
 
 def pickle_weights(inventory: Inventory, folder: str) -> list[Entry]:

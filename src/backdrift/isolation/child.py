@@ -1,4 +1,4 @@
-"""What runs in the process that scans. Every file of a checkpoint is opened after the limits hold."""
+"""What runs in the process that scans. No file of a checkpoint is opened here before the limits hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(job: dict[str, Any]) -> None:
         while view:
             view = view[channel.write(view) :]
 
-    held = limits.apply(job["memory"], job["seconds"], job["device"], output=job["task"] == "convert")
+    held = limits.apply(job["memory"], job["seconds"], job["device"], job.get("size", 0))
     try:
         if job["task"] == "probe":
             send(wire.frame(wire.DONE, wire.to_json([limit.model_dump() for limit in held])))
@@ -68,12 +68,11 @@ def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
     def progress(done: int, total: int, text: str) -> None:
         send(wire.frame(wire.PROGRESS, wire.to_json([done, total, text])))
 
-    how = {**job["how"], "command": job["command"]}
+    how = dict(job["how"])
     named = file_options("detection", how["detector"], how["options"])
     absolute = {key: str(Path(job["folder"], path)) for key, path in named.items()}
     how["options"] = {**(how["options"] or {}), **absolute}
     report = scan(_path(job), **how, bounds=bounds, converted=converted, progress=progress)
-    report.subject = report.subject.model_copy(update={"path": job["shown"]})
     report.limits = held
     wire.send_report(report, send)
     send(wire.frame(wire.DONE, b"null"))
@@ -88,7 +87,7 @@ def _failure(error: Exception) -> dict[str, Any]:
 
     if os.environ.get("BACKDRIFT_DEBUG"):
         traceback.print_exc()
-    text = " ".join(str(error).split())
+    text = " ".join(str(error)[:4096].split())
     if isinstance(error, CheckpointError):
         return {"message": text, "exit_code": error.exit_code, "rule": error.rule}
     if isinstance(error, MemoryError) or any(words in text for words in wire.NO_MEMORY):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from backdrift.core.static import Limit
@@ -14,6 +16,7 @@ from backdrift.isolation import seccomp
 
 GIB = 1 << 30
 _RESERVED = 4 * GIB
+_YEAR = 365 * 24 * 3600.0
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _REFUSED_EVENTS = frozenset(
     {"ftplib.connect", "http.client.connect", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn",
@@ -40,11 +43,20 @@ class Limits:
     Args:
         memory: bytes of address space; None is what the machine or its container has, and 4 GiB that
             libraries reserve and do not use.
-        seconds: wall clock for one model.
+        seconds: wall clock for one model, at most a year.
+
+    Raises:
+        ValueError: no such limits.
     """
 
     memory: int | None = None
     seconds: float = 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds <= _YEAR or (self.memory is not None and self.memory <= 0):
+            raise ValueError(
+                f"no limits: {self.memory} bytes of memory, {self.seconds:g} s; a year at most"
+            )
 
 
 def default_memory() -> int | None:
@@ -72,7 +84,29 @@ def environment() -> dict[str, str]:
     return kept | _SET
 
 
-def apply(memory: int | None, seconds: float, device: str, output: bool = False) -> list[Limit]:
+def import_path(model: str) -> list[str]:
+    """``sys.path`` for the child: absolute, without the working folder and without the model's.
+
+    What belongs to this Python stays, even when it lies below the model: ``scan .`` must work beside
+    a virtual environment. A model below this Python gains nothing by that.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    root, here = os.path.realpath(model), os.getcwd()
+    libraries = [*map(os.path.realpath, sysconfig.get_paths().values()), home]
+    ours = [library for library in libraries if not _below(root, library)]
+    kept = []
+    for entry in sys.path:
+        place = os.path.realpath(entry)
+        if any(_below(place, library) for library in ours) or (place != here and not _below(place, root)):
+            kept.append(os.path.abspath(entry))
+    return kept if home in map(os.path.realpath, kept) else [*kept, home]
+
+
+def _below(place: str, folder: str) -> bool:
+    return place == folder or place.startswith(folder + os.sep)
+
+
+def apply(memory: int | None, seconds: float, device: str, output: int = 0) -> list[Limit]:
     """Limits this process for good and says what held.
 
     Args:
@@ -80,7 +114,7 @@ def apply(memory: int | None, seconds: float, device: str, output: bool = False)
         seconds: wall clock, which the parent keeps; CPU time is limited to that on every core.
         device: address space and descriptors are limited on ``cpu`` alone: drivers of other devices
             reserve and open far more than they use.
-        output: the process writes to a descriptor that it was given.
+        output: the most bytes that it may write to a file whose descriptor it was given.
     """
     on_cpu = device == "cpu"
     why = seccomp.install() if on_cpu else f"the driver of {device} needs what the filter refuses"
@@ -95,13 +129,13 @@ def apply(memory: int | None, seconds: float, device: str, output: bool = False)
         ("files", why, "writing, renaming and removing are refused by the kernel"),
         ("pickle", None, "the unpickler is refused by an audit hook"),
     ]
-    if not output:
-        _resource("RLIMIT_FSIZE", 0, "")
+    _resource("RLIMIT_FSIZE", output, "")
     _resource("RLIMIT_CORE", 0, "")
+    hooked = ("network", "programs")
     return [
-        Limit(name=name, held=reason is None, detail=detail if reason is None else f"{reason}{_WEAKER}")
-        if name in ("network", "programs")
-        else Limit(name=name, held=reason is None, detail=detail if reason is None else reason)
+        Limit(name=name, held=True, detail=detail)
+        if reason is None
+        else Limit(name=name, held=False, detail=reason + _WEAKER * (name in hooked))
         for name, reason, detail in rows
     ]
 
@@ -112,6 +146,8 @@ _WEAKER = "; refused inside Python only"
 def _memory(memory: int | None, on_cpu: bool) -> tuple[str | None, str]:
     if not on_cpu:
         return "not limited: drivers reserve far more address space than they use", ""
+    if sys.platform != "linux":
+        return "not limited: of the platforms, only Linux keeps a limit on address space", ""
     if memory is None:
         return "not limited: this platform does not say how much there is", ""
     return _resource("RLIMIT_AS", memory, f"{memory / GIB:.1f} GiB of address space")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from backdrift.io.errors import CheckpointError, printable, shown
 from backdrift.io.plan import unet_pickles
 from backdrift.io.weights import Bounds
 from backdrift.isolation import wire
-from backdrift.isolation.limits import GIB, Limits, default_memory, environment
+from backdrift.isolation.limits import GIB, Limits, default_memory, environment, import_path
 
 Progress = Callable[[int, int, str], None]
 
@@ -60,8 +60,8 @@ def scan_isolated(
             scan the result.
 
     Raises:
-        CheckpointError: as :func:`backdrift.scan`; and the process ran out of time or memory, or died
-            (its ``rule`` says which).
+        CheckpointError: as :func:`backdrift.scan`; the process ran out of time or memory, or died; or
+            it raised another error, as for an unknown detector (its ``rule`` says which).
     """
     job = {
         "task": "scan",
@@ -75,11 +75,9 @@ def scan_isolated(
             "classes": list(classes),
         },
         "device": device,
-        "command": command or f"backdrift.scan_isolated({str(path)!r}, budget={budget!r}, seed={seed})",
         "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
         "bounds": asdict(bounds or Bounds()),
         "converted": {},
-        "shown": str(path),
         "folder": os.getcwd(),
     }
     limits = limits or Limits()
@@ -94,6 +92,8 @@ def scan_isolated(
         raise CheckpointError("the process that scanned ended without a report; no verdict", "BD008")
     report: Report = reports[0]
     report.evidence = evidence
+    report.subject = report.subject.model_copy(update={"path": str(path)})
+    report.command = command or f"backdrift.scan_isolated({str(path)!r}, budget={budget!r}, seed={seed})"
     return report
 
 
@@ -135,7 +135,7 @@ class _Run:
         self.job = {
             **job,
             "path": os.fsencode(absolute).hex(),
-            "sys_path": _import_path(absolute),
+            "sys_path": import_path(absolute),
             "memory": self.memory,
             "seconds": limits.seconds,
         }
@@ -144,6 +144,7 @@ class _Run:
     def answers(self, *descriptors: int) -> list[tuple[bytes, bytes]]:
         """Every frame but progress, in order; the last is ``DONE``."""
         found: list[tuple[bytes, bytes]] = []
+        size = 0
         with (
             tempfile.TemporaryDirectory(prefix="backdrift-") as place,
             self._started(place, descriptors) as process,
@@ -155,6 +156,9 @@ class _Run:
                     raise _checked(self._failure, payload)
                 else:
                     found.append((kind, payload))
+                    size += len(payload)
+                    if size > wire.MOST_BYTES or len(found) > wire.MOST_FRAMES:
+                        raise _invalid()
             code = self._wait(process)
         if code != 0 or not found or found[-1][0] != wire.DONE:
             raise self._died(code)
@@ -186,11 +190,10 @@ class _Run:
             with process:
                 try:
                     assert process.stdin is not None
-                    try:
+                    with suppress(BrokenPipeError):  # it died at once; its exit code says so
                         process.stdin.write(wire.to_json(self.job) + b"\n")
+                    with suppress(BrokenPipeError):
                         process.stdin.close()
-                    except BrokenPipeError:
-                        pass  # it died at once; its exit code says so
                     yield process
                 finally:
                     process.kill()
@@ -265,23 +268,9 @@ class _Run:
 def _checked(read: Callable[[Any], Any], data: Any) -> Any:
     try:
         return read(data)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError("the process that scanned sent no valid report", "BD008") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _invalid() from None
 
 
-def _import_path(model: str) -> list[str]:
-    """``sys.path`` for the child: absolute, without the working folder and without the model's.
-
-    What belongs to this Python stays, even when it lies below the model: ``scan .`` must work beside
-    a virtual environment.
-    """
-    home = str(Path(__file__).resolve().parents[2])
-    root = os.path.realpath(model)
-    kept = []
-    for entry in sys.path:
-        place = os.path.realpath(entry)
-        ours = place == home or place.startswith((os.path.realpath(sys.prefix) + os.sep, sys.base_prefix))
-        inside = place == root or place.startswith(root + os.sep)
-        if ours or (place != os.getcwd() and not inside):
-            kept.append(os.path.abspath(entry))
-    return kept if home in map(os.path.realpath, kept) else [*kept, home]
+def _invalid() -> CheckpointError:
+    return CheckpointError("the process that scanned sent no valid report", "BD008")

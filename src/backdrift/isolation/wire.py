@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from backdrift.core.results import Array, Evidence, Report
+from backdrift.io.errors import printable
 
 PROGRESS, REPORT, ARRAYS, FAILURE, DONE = b"P", b"R", b"A", b"F", b"D"
 MOST_BYTES = 4 << 30
+MOST_FRAMES = 1 << 16
+"""All that one process may send, but for its progress."""
+_MOST = {PROGRESS: 1 << 16, REPORT: 1 << 26, ARRAYS: MOST_BYTES, FAILURE: 1 << 16, DONE: 1 << 16}
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map", "bad_alloc", "MemoryError")
 """How libraries say that they got none."""
-_ARRAYS = ("trigger", "target", "clean_samples", "triggered_samples", "scale")
+_IMAGES = ("trigger", "target", "scale")  # (C, H, W)
+_SAMPLES = ("clean_samples", "triggered_samples")  # (N, C, H, W)
+_ARRAYS = (*_IMAGES, *_SAMPLES)
+_NEEDED = ("trigger", *_SAMPLES)
 
 
 def frame(kind: bytes, payload: bytes) -> bytes:
@@ -31,11 +39,11 @@ def frames(buffer: bytearray) -> Iterator[tuple[bytes, bytes]]:
     """Takes every whole frame out of ``buffer``.
 
     Raises:
-        ValueError: no frame, or one that is larger than any report.
+        ValueError: no frame, or one that is larger than any of its kind.
     """
     while len(buffer) >= 9:
         kind, length = bytes(buffer[:1]), int.from_bytes(buffer[1:9], "little")
-        if kind not in (PROGRESS, REPORT, ARRAYS, FAILURE, DONE) or length > MOST_BYTES:
+        if length > _MOST.get(kind, -1):
             raise ValueError("no frame")
         if len(buffer) < 9 + length:
             return
@@ -45,8 +53,8 @@ def frames(buffer: bytearray) -> Iterator[tuple[bytes, bytes]]:
 
 
 def to_json(value: Any) -> bytes:
-    """ASCII JSON; NaN and infinity stay what they are."""
-    return json.dumps(value).encode("ascii")
+    """ASCII JSON; NaN and infinity stay what they are, paths become text."""
+    return json.dumps(value, default=os.fspath).encode("ascii")
 
 
 def send_report(report: Report, send: Callable[[bytes], None]) -> None:
@@ -70,37 +78,58 @@ def read_progress(payload: bytes) -> tuple[int, int, str]:
         ValueError: it is none.
     """
     done, total, text = json.loads(payload)
-    return int(done), int(total), str(text)
+    if not all(isinstance(count, int) and 0 <= count < 2**53 for count in (done, total)):
+        raise ValueError("no counts")
+    return done, total, str(text)
 
 
 def read_report(payload: bytes) -> Report:
-    """The report of a ``REPORT`` frame, without evidence.
+    """The report of a ``REPORT`` frame, without evidence, every text in it safe to print.
 
     Raises:
         ValueError: it is none.
     """
-    return Report.model_validate(json.loads(payload))
+    return Report.model_validate(_printable(json.loads(payload)))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def read_evidence(payload: bytes) -> Evidence:
-    """The evidence of an ``ARRAYS`` frame.
+    """The evidence of an ``ARRAYS`` frame: images of one size, none of them empty.
 
     Raises:
         ValueError: it is none.
     """
     head, _, data = payload.partition(b"\n")
+    if len(head) > _MOST[PROGRESS]:
+        raise ValueError("no head")
     facts = json.loads(head)
+    shapes = facts["shapes"]
+    if not {*_NEEDED} <= {*shapes} <= {*_ARRAYS}:
+        raise ValueError("arrays are missing, or unknown")
     arrays: dict[str, Array | None] = dict.fromkeys(_ARRAYS)
     offset = 0
-    for name in _ARRAYS:
-        if name not in facts["shapes"]:
-            continue
-        shape = [int(length) for length in facts["shapes"][name]]
-        if min(shape, default=0) < 0 or len(shape) not in (3, 4):
+    for name in (name for name in _ARRAYS if name in shapes):
+        shape = shapes[name]
+        image = shape[1:] if name in _SAMPLES else shape
+        if image != shapes["trigger"] or len(image) != 3 or not all(map(_is_length, shape)) or 0 in image:
             raise ValueError("no shape of images")
         count = math.prod(shape)
+        if offset + 4 * count > len(data):
+            raise ValueError("arrays of another length")
         arrays[name] = np.frombuffer(data, np.float32, count, offset).reshape(shape).copy()
         offset += 4 * count
-    if offset != len(data) or any(arrays[name] is None for name in ("trigger", "clean_samples")):
+    if offset != len(data):
         raise ValueError("arrays of another length")
-    return Evidence(weights=str(facts["weights"]), sampler=str(facts["sampler"]), **arrays)  # type: ignore[arg-type]
+    weights, sampler = printable(str(facts["weights"])), printable(str(facts["sampler"]))
+    return Evidence(weights=weights, sampler=sampler, **arrays)  # type: ignore[arg-type]
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
