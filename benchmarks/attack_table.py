@@ -20,8 +20,8 @@ from backdrift.groundtruth import load_backdoor
 from cells import RATIO, Bench, shown, write
 
 TRIGGERED = 512
-CLEAN = {"ddpm": (6000, 50), "ddim": (15_000, 20)}
-"""Clean samples and steps by sampler, for the same cost."""
+SAMPLES, STEPS = 6000, {"ddpm": 50, "ddim": 20}
+"""Clean samples drawn with DDPM; DDIM draws as many more as its fewer steps allow at the same cost."""
 
 COLUMNS = ("ASR", "hits without trigger", "MSE", "SSIM", "FD(random-conv)", RATIO)
 
@@ -32,10 +32,12 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--suite", default="attack-lab")
     parser.add_argument("--twin", default="twin")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="Clean ones, with DDPM.")
     parser.add_argument("--only", nargs="*", help="Models to measure; the table shows what is there.")
     options = parser.parse_args()
     suite, results = load_suite(options.suite), Path("results") / options.suite
-    benches = {way: Bench(options.zoo, results, n, TRIGGERED, steps) for way, (n, steps) in CLEAN.items()}
+    counts = {way: options.samples * STEPS["ddpm"] // steps for way, steps in STEPS.items()}
+    benches = {w: Bench(options.zoo, results, n, TRIGGERED, STEPS[w]) for w, n in counts.items()}
     rows = []
     for name in (name for name, recipe in suite.models.items() if recipe.attack):
         if (options.zoo / name / "backdoor.json").exists():
@@ -44,17 +46,17 @@ def main() -> None:
             wanted = options.only is None or name in options.only or bench.path(name).exists()
             row = bench.cell(name, options.twin) if wanted else None
             rows += [] if row is None else [row]
-    write(Path("docs") / f"{options.suite}.md", table(rows, options.suite, suite.description))
+    write(Path("docs") / f"{options.suite}.md", table(rows, options.suite, suite.description, counts))
 
 
-def table(rows: list[dict[str, Any]], suite: str, description: str) -> str:
+def table(rows: list[dict[str, Any]], suite: str, description: str, counts: dict[str, int]) -> str:
     """Markdown."""
     lines = [
         f"# {description}",
         "",
         f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/attack_table.py --suite {suite} "
         f"--zoo zoo`; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger; without, "
-        + ", ".join(f"{n} in {steps} steps of {way}" for way, (n, steps) in CLEAN.items())
+        + ", ".join(f"{n} in {STEPS[way]} steps of {way}" for way, n in counts.items())
         + "; one seed; [95% intervals]. The ratio is FD of the model over FD of the clean twin, which was "
         "trained as long from the same base; both to the clean training set.",
         "",

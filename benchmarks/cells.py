@@ -72,7 +72,11 @@ class Bench:
             self.twins[key] = CleanTwin.measure(load(plan(self.zoo / twin)), data.images, how)
         found = evaluate(loaded, planted, data.images, how, reference=data.name, clean_twin=self.twins[key])
         own = record == model
-        settings = {"attack": known.attack, "trigger": known.trigger, "target": known.target}
+        settings: dict[str, Any] = {
+            "attack": known.attack,
+            "trigger": known.trigger,
+            "target": known.target,
+        }
         settings |= {"config": known.config, "trigger_norm": known.trigger_norm}
         settings |= {"training": known.training if own else None, "twin": twin, "backdoor_of": record}
         return {"model": model, **settings, "evaluation": found.model_dump(mode="json")}
