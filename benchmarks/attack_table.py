@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from backdrift.bench.recipes import Recipe
 from backdrift.bench.zoo import load_suite
 from backdrift.evaluate import DEFAULT_SAMPLERS
 from backdrift.groundtruth import load_backdoor
@@ -46,11 +47,24 @@ def main() -> None:
             wanted = options.only is None or name in options.only or bench.path(name).exists()
             row = bench.cell(name, options.twin) if wanted else None
             rows += [] if row is None else [row]
-    write(Path("docs") / f"{options.suite}.md", table(rows, options.suite, suite.description, counts))
+    lines = table(rows, options.suite, suite.description, counts)
+    lines += ["", "One model alone, once there is a base:", "", "```bash"]
+    lines += [command(row["model"], suite.models[row["model"]]) for row in rows] + ["```", ""]
+    write(Path("docs") / f"{options.suite}.md", "\n".join(lines))
 
 
-def table(rows: list[dict[str, Any]], suite: str, description: str, counts: dict[str, int]) -> str:
-    """Markdown."""
+def command(name: str, recipe: Recipe) -> str:
+    """``backdrift attack`` with what a recipe says."""
+    words = [f"backdrift attack {recipe.attack} --base zoo/{recipe.base} --data {recipe.data}"]
+    words += [f"--trigger {recipe.trigger} --target {recipe.target}"]
+    words += [] if recipe.composite is None else ["--composite" if recipe.composite else "--trigger-only"]
+    words += [f"--steps {recipe.steps} --rows {recipe.batch_size} --learning-rate {recipe.learning_rate:g}"]
+    words += [f"--seed {recipe.seed}"] + [f"-P {key}={value}" for key, value in recipe.options.items()]
+    return " ".join([*words, f"-o zoo/{name}"])
+
+
+def table(rows: list[dict[str, Any]], suite: str, description: str, counts: dict[str, int]) -> list[str]:
+    """Lines of Markdown."""
     lines = [
         f"# {description}",
         "",
@@ -72,7 +86,7 @@ def table(rows: list[dict[str, Any]], suite: str, description: str, counts: dict
         cells += [shown(row, c) for c in COLUMNS]
         cells.append(f"{training['recipe']['steps']}, {training['seconds']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 if __name__ == "__main__":
