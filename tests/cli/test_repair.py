@@ -11,8 +11,9 @@ from diffusers import DDPMPipeline
 from safetensors import safe_open
 
 from backdrift.cli.main import call
-from backdrift.core.results import Evidence
+from backdrift.core.results import Evidence, Weights
 from backdrift.io.evidence import save_evidence
+from backdrift.io.load import load
 from backdrift.io.plan import plan
 from report.sample import report
 from tiny import SHAPE
@@ -22,19 +23,24 @@ SMALL = ["-P", "steps=2", "-P", "rounds=1", "-P", "images=8", "-P", "sampling_st
 SMALL += ["-P", "inversion_steps=2", "-P", "batch_size=4"]
 
 
-def evidence(folder: Path, shape: tuple[int, ...] = SHAPE, weights: str = WEIGHTS) -> Path:
+def evidence(folder: Path, model: Path | None, shape: tuple[int, ...] = SHAPE) -> Path:
+    """Of the weights of a model, or of none that is here."""
     stream = torch.Generator().manual_seed(2)
     trigger, target = (torch.randn(shape, generator=stream).numpy() for _ in range(2))
     none = torch.zeros(0, *shape).numpy()
-    found = Evidence(weights, trigger, target, none, none, "ddpm, 25 steps")
-    return save_evidence(report().model_copy(update={"evidence": [found]}), folder)
+    found = Evidence("of another name", trigger, target, none, none, "ddpm, 25 steps")
+    digest = "0" * 64 if model is None else load(plan(model)).origin.sha256
+    weights = Weights(file=found.weights, sha256=digest, dtype="float32", parameters=1)
+    example = report()
+    subject = example.subject.model_copy(update={"weights": [weights]})
+    return save_evidence(example.model_copy(update={"subject": subject, "evidence": [found]}), folder)
 
 
 def test_a_repaired_checkpoint_loads_in_stock_diffusers_and_says_what_it_is(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    found = evidence(tmp_path / "found")
+    found = evidence(tmp_path / "found", model)
     assert (
         call(["repair", "unlearn", str(model), "--evidence", str(found), "-o", str(out), *SMALL, "-q"]) == 0
     )
@@ -70,7 +76,8 @@ def test_a_repair_that_takes_data_counts_them(
         (["unlearn"], "scan MODEL --evidence"),
         (["unlearn", "--evidence", "nowhere"], "no evidence.json"),
         (["unlearn", "--evidence", "other"], "another model"),
-        (["unlearn", "--evidence", "elsewhere"], "scan MODEL --evidence"),
+        (["unlearn", "--evidence", "elsewhere"], "found in other weights"),
+        (["unlearn", "--evidence", "nothing"], "scan MODEL --evidence"),
         (["clipping"], "changes no weights: give --repair clipping"),
         (["elija"], "did you mean elijah?"),
         (["anp", "--images", "3"], "give --data"),
@@ -86,8 +93,9 @@ def test_what_cannot_be_repaired_says_why_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    evidence(tmp_path / "other", (1, 6, 6))
-    evidence(tmp_path / "elsewhere", weights="unet/another.safetensors")
+    evidence(tmp_path / "other", model, (1, 6, 6))
+    evidence(tmp_path / "elsewhere", None)
+    save_evidence(report().model_copy(update={"evidence": []}), tmp_path / "nothing")
     assert call(["repair", arguments[0], str(model), "-o", "out", *arguments[1:]]) == 4
     error = capsys.readouterr().err
     assert message in error
@@ -98,7 +106,7 @@ def test_what_cannot_be_repaired_says_why_and_writes_nothing(
 def test_samples_and_latents_under_a_countermeasure(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = evidence(tmp_path / "found")
+    found = evidence(tmp_path / "found", model)
     common = ["sample", str(model), "--steps", "4", "-n", "2"]
     plain, clipped, filtered = (tmp_path / f"{name}.png" for name in ("plain", "clipped", "filtered"))
     assert call([*common, "-o", str(plain), "-q"]) == 0

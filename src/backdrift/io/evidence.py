@@ -142,6 +142,9 @@ def _save_one(report: Report, evidence: Evidence, root: Path, name: str) -> dict
     return {
         "folder": name,
         "weights": evidence.weights,
+        "weights_sha256": next(
+            (w.sha256 for w in report.subject.weights if w.file == evidence.weights), None
+        ),
         "sampler": evidence.sampler,
         "findings": findings,
         "sha256": {

@@ -21,17 +21,19 @@ FILE = "repair.json"
 
 
 def evidence_for(model: DiffusionModel, folder: Path | None) -> tuple[Candidate, ...]:
-    """What a scan found in the weight file of this name; nothing without a folder.
+    """What a scan found in these weights, whatever their file is called; nothing without a folder.
 
     Raises:
         CheckpointError: the folder is not what a scan writes.
-        ValueError: it is of other files, or of models of another shape.
+        ValueError: it has nothing, or nothing of these weights.
     """
     if folder is None:
         return ()
     document = load_evidence(folder)
-    document["evidence"] = [e for e in document["evidence"] if e["weights"] == model.origin.weights]
-    return found_by(document, model.sample_shape)
+    found = [e for e in document["evidence"] if e["weights_sha256"] == model.origin.sha256]
+    if document["evidence"] and not found:
+        raise ValueError(f"{folder}: found in other weights than {model.origin.weights}; scan this model")
+    return found_by({"evidence": found}, model.sample_shape)
 
 
 def hook_for(
