@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ from backdrift.core import registry
 from backdrift.core.results import ScanDocument
 from backdrift.detection._base import BUDGETS
 from backdrift.report.json import render_json, schema
+from tiny import tiny_checkpoint
 
 TIMES = {"started", "finished", "seconds"}
 PLACE = {"path", "command"}
-ARGUMENTS = ("--budget", "quick", "--format", "json", "--detector", "purediffusion")
+QUICK = ("--budget", "quick", "--detector", "purediffusion")
+ARGUMENTS = (*QUICK, "--format", "json")
+STAMPS = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\+00:00|Z| UTC)|(?<=seconds)[\"\s:]*(</dt><dd>)?\s*[\d.]+(e-\d+)?"
+)
 
 
 def without(value: Any, keys: set[str]) -> Any:
@@ -69,6 +75,19 @@ def test_the_same_command_says_the_same(
     assert written == [f"wrote {tmp_path / 'r.json'}", f"wrote {tmp_path / 'evidence'}"]
     assert any((tmp_path / "evidence").iterdir())
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_the_same_scan_gives_the_same_bytes(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every format, twice, apart from times."""
+    names = ("json", "sarif", "markdown", "html", "text")
+    found = []
+    for run in ("first", "second"):
+        monkeypatch.chdir(tiny_checkpoint(tmp_path / run / "model").parent)
+        assert cli("scan", "model", *QUICK, *(f"--format={n}={n}" for n in names)).code == 0
+        found.append({name: STAMPS.sub("", Path(name).read_text()) for name in names})
+    assert found[0] == found[1]
 
 
 def label(model: Path) -> None:

@@ -110,7 +110,9 @@ def main(
     if device != "cpu":
         check_device(device)
     how = {"detector": detector, "budget": budget, "batch_size": batch_size, "seed": seed, "device": device}
-    kept = None if resume is None else Kept(resume, settings_now(how, options), isolation.classes)
+    kept = None
+    if resume is not None:
+        kept = Kept(resume, settings_now(how, options), isolation.classes, isolation.bounds)
     for path in models:
         report = kept.find(path) if kept else None
         if report is None:
