@@ -159,6 +159,19 @@ def test_a_limit_on_file_sizes(scanned: list[str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_look_at_files_writes_what_it_can(tmp_path: Path) -> None:
+    """As a scan does: the SARIF with its rules is too large, the JSON after it is not."""
+    model = tiny_checkpoint(tmp_path / "model")
+    places = [f"--format={name}={tmp_path / name}" for name in ("sarif", "json")]
+    done = run(
+        [*BACKDRIFT, "scan", "-q", "--static-only", str(model), *places],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
+    one_line(done, 2, "sarif", "File too large", "exit code 0")
+    assert json.loads((tmp_path / "json").read_text())["exit_code"] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["json", "model"]
+
+
 @pytest.mark.slow
 def test_devices_and_pipes_are_written_to_and_not_replaced(scanned: list[str], tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"

@@ -169,6 +169,22 @@ def test_two_models_without_a_verdict(
     assert ran.code == code
 
 
+def test_a_folder_without_a_model_costs_the_others_nothing(cli: Any, model: Path, tmp_path: Path) -> None:
+    """Reports are written all the same, and the answers so far stand in them."""
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "r.json"
+    for looking in (["--budget", "quick", "--detector", "purediffusion"], ["--static-only"]):
+        where = ["--format", f"json={out}", *looking]
+        ran = cli("scan", "-r", tmp_path / "empty", model, tmp_path / "nowhere", *where)
+        document = json.loads(out.read_text())
+        assert ran.code == document["exit_code"] == 2
+        assert [failure["exit_code"] for failure in document["failures"]] == [3, 4]
+        assert len(document["reports"] + document["inspections"]) == 1
+        out.unlink()
+    assert cli("scan", "-r", tmp_path / "empty", *where).code == 3
+    assert json.loads(out.read_text())["failures"][0]["exit_code"] == 3
+
+
 def test_the_exit_code_of_several() -> None:
     """1 before 2 before 3 before 0, written as ranks; a lone code stays, 4 among others is a 2."""
     rank = {1: 0, 2: 1, 4: 1, 3: 2, 0: 3}

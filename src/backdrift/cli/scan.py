@@ -20,7 +20,7 @@ from backdrift.cli._isolated import (
     Timeout,
 )
 from backdrift.cli._options import BatchSize, Device, Options, Quiet, Seed, check_device, settings
-from backdrift.cli._outputs import below, check_evidence, outputs, save
+from backdrift.cli._outputs import check_evidence, outputs, save
 from backdrift.core.rules import Level
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def main(
     )
     isolation.check()
     gate = Gate(fail_on, strict, exit_zero, baseline)
-    models = below(models) if recursive else models
+    models = _below(models) if recursive else models
     if static_only:
         _needs_a_scan(evidence=evidence, baseline=baseline, resume=resume, strict=strict or None)
         return look(models, isolation.bounds, wanted, verbose, quiet, fail_on, exit_zero)
@@ -123,7 +123,22 @@ def main(
             typer.echo(f"{path}: taken from {resume}", err=True)
         gate.judge(report)
     document = gate.close(quiet)
+    quiet = quiet or not document.reports
     return combined_exit_code([document.exit_code, *save(document, wanted, evidence, verbose, quiet)])
+
+
+def _below(folders: list[str]) -> list[str]:
+    """Every checkpoint below some folders, each once; a folder without one stands for itself, and fails."""
+    from backdrift.io.discover import find_checkpoints
+    from backdrift.io.errors import CheckpointError
+
+    found: list[str] = []
+    for folder in folders:
+        try:
+            found += map(str, find_checkpoints(folder))
+        except CheckpointError:
+            found.append(folder)
+    return list(dict.fromkeys(found))
 
 
 def _needs_a_scan(**given: object) -> None:
