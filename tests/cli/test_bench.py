@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from backdrift.bench import _planting
 from backdrift.bench.tasks import bench_suites, load_bench
+from backdrift.detection import purediffusion
 
 ZOO = """
 description = "two models"
@@ -40,7 +42,10 @@ options = { samples = 24, steps = 2 }
 
 
 @pytest.fixture
-def suite(tmp_path: Path) -> Path:
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A benchmark whose models are measured with four steps in place of 100, and inverted with one."""
+    monkeypatch.setattr(_planting, "STEPS", 4)
+    monkeypatch.setitem(purediffusion.STEPS, "quick", 1)
     (tmp_path / "population.toml").write_text(ZOO)
     path = tmp_path / "suite.toml"
     path.write_text(BENCH)

@@ -72,6 +72,7 @@ def test_a_repair_that_takes_data_counts_them(
         (["unlearn", "--evidence", "other"], "another model"),
         (["unlearn", "--evidence", "elsewhere"], "scan MODEL --evidence"),
         (["clipping"], "changes no weights: give --repair clipping"),
+        (["unlearn", "-o", "other"], "other exists: name a new folder"),
         (["elija"], "did you mean elijah?"),
         (["anp", "--images", "3"], "give --data"),
         (["anp", "--data", "digits", "--images", "99999"], "1797 images"),
