@@ -103,7 +103,17 @@ def test_a_failed_cell_is_shown_and_the_run_says_so(cli: Any, suite: Path, tmp_p
     (tmp_path / "population.toml").write_text(ZOO.replace('target = "hat"', 'target = "class:none"'))
     folder = tmp_path / "out"
     ran = cli("bench", "run", suite, "-o", folder, "-q")
-    assert ran.code == 2
+    assert (ran.code, ran.out) == (2, "")
+    assert [line.split(" (see")[0] for line in ran.err.splitlines()] == [
+        "failed: bad",
+        "failed: pure, bad, seed 0",
+        "failed: utility, bad, seed 0",
+    ]
+    models = folder / "zoo"
+    ran = cli("zoo", "build", tmp_path / "population.toml", "-o", models, "-q")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"failed: {models / 'bad'}: ValueError: digits has no class 'none'")
+    assert ran.err.count("\n") == 1
     status = cli("bench", "status", folder)
     assert "failed: bad: ValueError: digits has no class 'none'" in status.out
     assert "failed: pure, bad, seed 0: RuntimeError: needs bad, which failed" in status.out
