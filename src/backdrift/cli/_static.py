@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from backdrift.cli._outputs import save
 
 if TYPE_CHECKING:
@@ -36,8 +34,9 @@ def look(
     Raises:
         ValueError: a format that has no place for models without a verdict.
     """
+    from backdrift.cli._gate import failed
     from backdrift.core.alerts import reaches
-    from backdrift.core.results import Failure, ScanDocument, combined_exit_code
+    from backdrift.core.results import ScanDocument, combined_exit_code
     from backdrift.io.errors import CheckpointError
     from backdrift.io.plan import inspect
 
@@ -49,10 +48,8 @@ def look(
         try:
             seen = inspect(path, bounds)
         except CheckpointError as error:
-            failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
-            document.failures.append(failure)
+            document.failures.append(failed(path, error, len(models) > 1))
             codes.append(error.exit_code)
-            typer.echo(f"backdrift: {error}", err=True)
             continue
         code = int(reaches([finding.level for finding in seen.static], fail_on))
         document.inspections.append(seen.model_copy(update={"exit_code": code}))
