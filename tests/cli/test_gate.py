@@ -85,6 +85,19 @@ def test_options_that_move_the_exit_code(cli: Any, place: Path, options: list[st
     assert (ran.code, ran.document["exit_code"]) == (code, code)
 
 
+def test_a_failure_beside_a_verdict(cli: Any, place: Path, tmp_path: Path) -> None:
+    """NO EVIDENCE and nothing to scan is a 3: exit 0 would hide that one was not looked at."""
+    empty, page = tmp_path / "empty", tmp_path / "r.html"
+    empty.mkdir()
+    kept = ["--resume", place / "kept", *QUICK, "--format", "text", "--format", f"html={page}"]
+    ran = cli("scan", empty, place / "models" / "good", *kept)
+    assert ran.code == 3
+    assert "NO EVIDENCE" in ran.out
+    assert f"NOT SCANNED  {empty}" in ran.out
+    assert f"backdrift: {empty}: the folder is empty" in ran.err
+    assert str(empty) in page.read_text()
+
+
 def test_exit_zero_hides_no_other_code(cli: Any, place: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     kept = ["--resume", place / "kept", *QUICK, "--exit-zero", "--format", "json"]
