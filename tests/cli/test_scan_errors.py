@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from backdrift.cli._outputs import save
 from backdrift.core.results import combined_exit_code
+from report import sample
 
 WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 Break = Callable[[Path], None]
@@ -229,6 +231,18 @@ def test_usage_is_checked_first(
     assert ran.err.count("\n") == 1
     assert word in ran.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_report_outlives_its_folder(tmp_path: Path) -> None:
+    """Removed during the scan: the answer would be lost with it."""
+    place = tmp_path / "gone" / "r.json"
+    assert save(sample.document(sample.report()), [("json", place)], None, 0, True) == []
+    assert json.loads(place.read_text())["exit_code"] == 1
+
+
+def test_demo_checks_its_output_before_it_scans(cli: Any, tmp_path: Path) -> None:
+    ran = cli("demo", "-o", tmp_path / "no" / "r.html")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (4, "", 1)
 
 
 def test_no_model_is_a_usage_error(cli: Any) -> None:

@@ -64,6 +64,8 @@ _PIECE = 1000
 def write_text(text: str, path: Path | None) -> None:
     """To standard output, or to a file by way of a temporary one; to a pipe or device directly.
 
+    Its folder is made when it is gone: work was done for this text.
+
     Raises:
         OSError: it cannot be written whole; nothing is left in a folder.
     """
@@ -72,7 +74,6 @@ def write_text(text: str, path: Path | None) -> None:
     if path is None:
         _print(text if text.endswith("\n") else text + "\n")
         return
-    check_folder(path)
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
