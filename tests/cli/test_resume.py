@@ -91,6 +91,17 @@ def test_all_of_a_report_comes_back(report: Report, tmp_path: Path) -> None:
         assert new.clean_samples.tobytes() == old.clean_samples.tobytes()
 
 
+def test_the_name_of_a_folder_is_no_command_to_a_terminal(cli: Any, report: Report, tmp_path: Path) -> None:
+    model = Path(report.subject.path).rename(tmp_path / "a\x1b[2Jb")
+    report.subject = report.subject.model_copy(update={"path": str(model)})
+    Kept(tmp_path / "kept", settings_of(report)).keep(report)
+    for options in (["--resume", tmp_path / "kept"], ["--dry-run"], ["--static-only"]):
+        ran = cli("scan", "-r", tmp_path, *QUICK, *options)
+        assert ran.code == 0, ran.err
+        assert "a\\x1b[2Jb" in ran.out + ran.err
+        assert "\x1b" not in ran.out + ran.err
+
+
 def test_it_is_the_model_of_this_run_that_is_read_again(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def main(
     from backdrift.cli._static import look
     from backdrift.core.registry import build
     from backdrift.core.results import Report, combined_exit_code
+    from backdrift.io.errors import printable
 
     wanted = outputs(formats, output)
     if evidence is not None:
@@ -118,7 +119,7 @@ def main(
         if report is not None:
             gate.judge(report)
             if not quiet:
-                typer.echo(f"{path}: taken from {resume}", err=True)
+                typer.echo(f"{printable(path)}: taken from {resume}", err=True)
             continue
         found = _scan(path, isolation, {**how, "options": options}, quiet, len(models) > 1)
         if kept and isinstance(found, Report):
@@ -174,7 +175,7 @@ def _dry_run(models: list[str], isolation: Isolation, method: Any, title: str) -
     from backdrift.cli._gate import failed
     from backdrift.core.results import combined_exit_code
     from backdrift.detection._base import BUDGETS
-    from backdrift.io.errors import CheckpointError
+    from backdrift.io.errors import CheckpointError, printable
     from backdrift.io.plan import plan
 
     codes = []
@@ -186,7 +187,7 @@ def _dry_run(models: list[str], isolation: Isolation, method: Any, title: str) -
             continue
         codes.append(0)
         shape = "x".join(map(str, planned.sample_shape))
-        typer.echo(f"{path}: {planned.format}, samples {shape}")
+        typer.echo(f"{printable(path)}: {planned.format}, samples {shape}")
         for weights in planned.candidates:
             typer.echo(f"  scans {weights.name}: {weights.parameters:,} values, {weights.dtype}")
         for left in planned.not_scanned:
