@@ -19,7 +19,6 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"Backdrift {release}"
 exclude_patterns = ["_build", "_generated"]
-nitpicky = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"exclude-members": "model_config"}

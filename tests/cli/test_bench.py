@@ -10,6 +10,7 @@ import pytest
 
 from backdrift.bench import _planting, zoo
 from backdrift.bench.tasks import bench_suites, load_bench
+from backdrift.detection import purediffusion
 
 ZOO = """
 description = "two models"
@@ -42,10 +43,11 @@ options = { samples = 24, steps = 2 }
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two files; every model is measured on a few samples of a few steps."""
+    """Two files; every model is measured on a few samples of a few steps, and inverted with one."""
     monkeypatch.setattr(zoo, "UTILITY", (32, 3))
     monkeypatch.setattr(_planting, "SAMPLES", 32)
     monkeypatch.setattr(_planting, "STEPS", 4)
+    monkeypatch.setitem(purediffusion.STEPS, "quick", 1)
     (tmp_path / "population.toml").write_text(ZOO)
     path = tmp_path / "suite.toml"
     path.write_text(BENCH)
@@ -103,7 +105,17 @@ def test_a_failed_cell_is_shown_and_the_run_says_so(cli: Any, suite: Path, tmp_p
     (tmp_path / "population.toml").write_text(ZOO.replace('target = "hat"', 'target = "class:none"'))
     folder = tmp_path / "out"
     ran = cli("bench", "run", suite, "-o", folder, "-q")
-    assert ran.code == 2
+    assert (ran.code, ran.out) == (2, "")
+    assert [line.split(" (see")[0] for line in ran.err.splitlines()] == [
+        "failed: bad",
+        "failed: pure, bad, seed 0",
+        "failed: utility, bad, seed 0",
+    ]
+    models = folder / "zoo"
+    ran = cli("zoo", "build", tmp_path / "population.toml", "-o", models, "-q")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"failed: {models / 'bad'}: ValueError: digits has no class 'none'")
+    assert ran.err.count("\n") == 1
     status = cli("bench", "status", folder)
     assert "failed: bad: ValueError: digits has no class 'none'" in status.out
     assert "failed: pure, bad, seed 0: RuntimeError: needs bad, which failed" in status.out

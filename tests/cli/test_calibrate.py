@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from backdrift.cli.main import call
+from backdrift.detection import terd
 from backdrift.detection._calibration import CalibrationTable
 from tiny import tiny_checkpoint
 
@@ -23,39 +25,59 @@ def population(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def calibrated(population: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of thresholds, its cells beside it."""
+    file = tmp_path_factory.mktemp("calibrated") / "own.json"
+    assert call([*map(str, command(population, file)), "-q"]) == 0
+    return file
+
+
+def command(models: Path, output: Path) -> tuple[object, ...]:
+    return (
+        "calibrate",
+        "--models",
+        models,
+        "--detector",
+        "purediffusion",
+        "--budget",
+        "quick",
+        "-o",
+        output,
+    )
+
+
 def test_a_scan_becomes_calibrated(
-    cli: Any, population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Any, population: Path, calibrated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "own.json"
-    ran = cli("calibrate", "--models", population, "--budget", "quick", "-o", file)
-    assert ran.code == 0, ran.err
-    assert "0 of 3 clean" in ran.out
-    table = CalibrationTable.read(file)
-    entry = table.detectors["backdrift"]["quick"]
+    table = CalibrationTable.read(calibrated)
+    entry = table.detectors["purediffusion"]["quick"]
     assert [row.model for row in entry.clean] == ["model-0", "model-1", "model-2"]
     assert [row.model for row in entry.backdoored] == ["model-3"]
     assert entry.threshold == max(0.5, max(row.score for row in entry.clean) + 0.1)
 
-    model = population / "model-0"
-    monkeypatch.chdir(tmp_path)  # a relative path holds in the process of its own, too
-    quick = ("scan", model, "--budget", "quick", "--format", "json")
-    plain, own = cli(*quick), cli(*quick, "-P", "calibration=own.json", isolated=True)
-    assert plain.document["reports"][0]["uncalibrated"] is True
-    assert own.document["reports"][0]["uncalibrated"] is False
-    assert own.document["reports"][0]["config"]["calibration"].startswith("own.json, sha256 ")
-    finding = own.document["reports"][0]["findings"][0]
-    assert finding["calibration"]["id"] == table.id
-    assert finding["calibration"]["n_clean"] == 3
+    monkeypatch.chdir(calibrated.parent)  # a relative path holds in the process of its own, too
+    model, own = population / "model-0", ("-P", "calibration=own.json")
+    ran = cli("detect", "purediffusion", model, "--budget", "quick", *own, isolated=True)
+    (report,) = ran.document["reports"]
+    assert report["uncalibrated"] is False
+    assert report["config"]["calibration"].startswith("own.json, sha256 ")
+    assert report["findings"][0]["calibration"]["id"] == table.id
+    assert report["findings"][0]["calibration"]["n_clean"] == 3
 
-    first = file.read_bytes()
-    again = cli("calibrate", "--models", population, "--budget", "quick", "-o", file)
-    assert (again.code, file.read_bytes()) == (0, first)  # every score was there
-    assert not list(tmp_path.glob(".own*"))
+
+def test_what_is_there_is_not_scored_again(cli: Any, population: Path, calibrated: Path) -> None:
+    first = calibrated.read_bytes()
+    ran = cli(*command(population, calibrated))
+    assert (ran.code, calibrated.read_bytes()) == (0, first), ran.err
+    assert "0 of 3 clean" in ran.out
+    assert sorted(path.name for path in calibrated.parent.iterdir()) == ["own.json", "own.json.cells"]
 
 
 def test_features_are_scored_against_the_other_clean_models(
-    cli: Any, population: Path, tmp_path: Path
+    cli: Any, population: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(terd.DESCENTS, "quick", (3, 2))
     file = tmp_path / "own.json"
     ran = cli("calibrate", "--models", population, "--detector", "terd", "--budget", "quick", "-o", file)
     assert ran.code == 0, ran.err
@@ -66,13 +88,14 @@ def test_features_are_scored_against_the_other_clean_models(
     assert finding["verdict"] in ("BACKDOORED", "NO EVIDENCE")
 
 
-def test_a_changed_model_is_scored_again(cli: Any, population: Path, tmp_path: Path) -> None:
+def test_a_changed_model_is_scored_again(
+    cli: Any, population: Path, calibrated: Path, tmp_path: Path
+) -> None:
     own = shutil.copytree(population, tmp_path / "own")
-    arguments = ("calibrate", "--models", own, "--budget", "quick", "-o", tmp_path / "own.json")
-    assert cli(*arguments).code == 0
+    shutil.copytree(calibrated.parent, tmp_path / "made")
     shutil.rmtree(own / "model-1")
     tiny_checkpoint(own / "model-1", seed=9)
-    ran = cli(*arguments)
+    ran = cli(*command(own, tmp_path / "made" / "own.json"))
     assert ran.code == 4
     assert "other settings" in ran.err
 

@@ -1,54 +1,50 @@
-"""Exit codes of a gate: levels, baselines, folders of models, runs that go on where another ended."""
+"""Exit codes of a gate: levels, baselines, folders of models."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from datetime import date, timedelta
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 
 from backdrift.cli._resume import Kept, settings_of
 from backdrift.cli.main import call
-from backdrift.core.alerts import alerts, exit_code
 from backdrift.core.results import Verdict
-from backdrift.core.rules import RULES
-from backdrift.core.static import Acceptance, StaticFinding
-from backdrift.io.discover import find_checkpoints
-from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, NotScannable
 from backdrift.report.json import schema
-from report.sample import bare_report, calibration, report
+from backdrift.scanner import scan
+from report.sample import evidence, finding
 from report.test_sarif import SCHEMA as SARIF
 from tiny import tiny_checkpoint
 
-SHIPPED = Path(str(resources.files("backdrift").joinpath("models")))
-TIMES = re.compile(
-    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\+00:00|Z| UTC)|(?<=seconds)[\"\s:]*(</dt><dd>)?\s*[\d.]+(e-\d+)?"
-)
+QUICK = ("--budget", "quick", "--detector", "purediffusion", "--in-process")
 LATER = str(date.today() + timedelta(days=30))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two models and the reports of a first scan of both, which the tests take up."""
+    """Two models, the reports that are kept of them, and those of a first run.
+
+    One is scanned; of the other, a report is kept that calls it backdoored.
+    """
     root = tmp_path_factory.mktemp("gate")
-    shutil.copytree(SHIPPED / "backdoored", root / "models" / "team" / "bad")
-    tiny_checkpoint(root / "models" / "good")
+    (root / "models").mkdir()
     (root / "models" / "README.md").write_text("two models")
+    tiny_checkpoint(root / "models" / "good")
+    bad = tiny_checkpoint(root / "models" / "team" / "bad", seed=1)
+    seen = scan(bad, detector="purediffusion", budget="quick")
+    seen.verdict, seen.uncalibrated = Verdict.BACKDOORED, False
+    seen.findings, seen.evidence = [finding(seen.verdict)], [evidence(seen.verdict)]
+    Kept(root / "kept", settings_of(seen)).keep(seen)
     where = ["--format", f"json={root / 'first.json'}", "--evidence", str(root / "evidence")]
     assert call([*arguments(root), "-q", *where]) == 1
     return root
 
 
 def arguments(root: Path, *more: object) -> list[str]:
-    kept = ["--resume", str(root / "kept"), "--budget", "quick"]
-    return ["scan", "-r", str(root / "models"), *kept, *map(str, more)]
+    return ["scan", "-r", str(root / "models"), "--resume", str(root / "kept"), *QUICK, *map(str, more)]
 
 
 def test_the_second_run_scans_nothing_and_says_the_same(cli: Any, place: Path, tmp_path: Path) -> None:
@@ -74,20 +70,6 @@ def test_every_format_of_a_real_scan_validates(cli: Any, place: Path, tmp_path: 
     assert (tmp_path / "html").read_text().count("<img") >= 8
 
 
-@pytest.mark.slow
-def test_the_same_scan_gives_the_same_bytes(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every format, twice, apart from times."""
-    names = ("json", "sarif", "markdown", "html", "text")
-    found = []
-    for run in ("first", "second"):
-        monkeypatch.chdir(tiny_checkpoint(tmp_path / run / "model").parent)
-        assert cli("scan", "model", "--budget", "quick", *(f"--format={n}={n}" for n in names)).code == 0
-        found.append({name: TIMES.sub("", Path(name).read_text()) for name in names})
-    assert found[0] == found[1]
-
-
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -103,9 +85,22 @@ def test_options_that_move_the_exit_code(cli: Any, place: Path, options: list[st
     assert (ran.code, ran.document["exit_code"]) == (code, code)
 
 
+def test_a_failure_beside_a_verdict(cli: Any, place: Path, tmp_path: Path) -> None:
+    """NO EVIDENCE and nothing to scan is a 3: exit 0 would hide that one was not looked at."""
+    empty, page = tmp_path / "empty", tmp_path / "r.html"
+    empty.mkdir()
+    kept = ["--resume", place / "kept", *QUICK, "--format", "text", "--format", f"html={page}"]
+    ran = cli("scan", empty, place / "models" / "good", *kept)
+    assert ran.code == 3
+    assert "NO EVIDENCE" in ran.out
+    assert f"NOT SCANNED  {empty}" in ran.out
+    assert f"backdrift: {empty}: the folder is empty" in ran.err
+    assert str(empty) in page.read_text()
+
+
 def test_exit_zero_hides_no_other_code(cli: Any, place: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    kept = ["--resume", place / "kept", "--budget", "quick", "--exit-zero", "--format", "json"]
+    kept = ["--resume", place / "kept", *QUICK, "--exit-zero", "--format", "json"]
     ran = cli("scan", place / "models" / "team" / "bad", tmp_path / "empty", *kept)
     assert (ran.code, ran.document["exit_code"]) == (3, 3)
     assert ran.document["reports"][0]["exit_code"] == 1
@@ -144,7 +139,7 @@ def test_a_baseline_grows(cli: Any, place: Path, tmp_path: Path) -> None:
     accepted = tmp_path / "accepted.json"
     common = ["baseline", place / "first.json", "-o", accepted, "--expires", LATER]
     assert cli(*common, "--reason", "first").code == 0
-    assert cli(*common, "--reason", "second", "--rule", "BD003").code == 0
+    assert cli(*common, "--reason", "second", "--rule", "uncalibrated").code == 0
     entries = json.loads(accepted.read_text())["accepted"]
     assert sorted((e["rule"], e["reason"]) for e in entries) == [("BD001", "first"), ("BD003", "second")]
     ran = cli(*arguments(place, "--baseline", accepted, "--strict"))
@@ -182,10 +177,11 @@ def test_a_bad_baseline_is_a_usage_error(
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--reason", " ", "--expires", LATER], "--reason"),
+        (["--reason", " .", "--expires", LATER], "reason ' .': say why"),
         (["--reason", "x", "--expires", "2020-01-01"], "over"),
         (["--reason", "x", "--expires", "soon"], "expected a day"),
         (["--reason", "x", "--expires", LATER, "--rule", "BD002"], "nothing to accept"),
+        (["--reason", "x", "--expires", LATER, "--rule", "backdored"], "did you mean BD001"),
     ],
 )
 def test_baseline_checks_what_it_is_given(
@@ -195,118 +191,3 @@ def test_baseline_checks_what_it_is_given(
     assert (ran.code, ran.out, ran.err.count("\n")) == (4, "", 1)
     assert word in ran.err
     assert not (tmp_path / "b.json").exists()
-
-
-def test_a_report_is_not_used_when_anything_has_changed(place: Path, tmp_path: Path) -> None:
-    model = tiny_checkpoint(tmp_path / "model")
-    common = ["scan", str(model), "--budget", "quick", "--detector", "purediffusion", "-q"]
-    stored = tmp_path / "kept"
-    assert call([*common, "--resume", str(stored)]) == 0
-    (file,) = stored.glob("*.json")
-    settings = settings_of(json_report(file))
-    assert Kept(stored, settings).find(str(model)) is not None
-    assert Kept(stored, {**settings, "seeds": {"scan": 1}}).find(str(model)) is None
-    assert Kept(stored, {**settings, "version": "0"}).find(str(model)) is None
-    assert Kept(stored, settings).find(str(place / "models" / "good")) is None
-    config = model / "scheduler" / "scheduler_config.json"
-    before = config.read_text()
-    config.write_text(json.dumps({**json.loads(before), "beta_end": 0.006}))
-    assert Kept(stored, settings).find(str(model)) is None
-    config.write_text(before)
-    assert Kept(stored, settings).find(str(model)) is not None
-    (model / "unet" / "extra.bin").write_bytes(b"pickle")
-    assert Kept(stored, settings).find(str(model)) is None
-    (model / "unet" / "extra.bin").unlink()
-    assert Kept(stored, settings).find(str(model)) is not None
-    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert Kept(stored, settings).find(str(model)) is None
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert Kept(stored, settings).find(str(model)) is not None
-    (arrays,) = stored.glob("*.npz")
-    np.savez(arrays, texts=np.array([{}], dtype=object))
-    assert Kept(stored, settings).find(str(model)) is None
-    file.write_text("{")
-    assert Kept(stored, settings).find(str(model)) is None
-
-
-def json_report(path: Path) -> Any:
-    from backdrift.core.results import Report
-
-    return Report.model_validate_json(path.read_text())
-
-
-def test_the_exit_code_of_a_report() -> None:
-    """Every verdict, calibrated or not, at every level, strict or not, against the table in the guide."""
-    outside = calibration(in_range=False)
-    for verdict, base in ((Verdict.BACKDOORED, 1), (Verdict.NO_EVIDENCE, 0), (Verdict.INCONCLUSIVE, 2)):
-        one = report(verdict)
-        findings = [f.model_copy(update={"calibration": outside}) for f in one.findings]
-        unlike = one.model_copy(update={"findings": findings, "uncalibrated": True})
-        for level in ("error", "warning", "note"):
-            assert exit_code(one, fail_on=level) == exit_code(one, fail_on=level, strict=True) == base
-            loud = 1 if level == "note" else base
-            assert exit_code(unlike, fail_on=level) == loud
-            assert exit_code(unlike, fail_on=level, strict=True) == (base or 2)
-
-
-@pytest.mark.parametrize(
-    ("rule", "default", "warning"), [("BD105", 1, 1), ("BD102", 0, 1), ("BD401", 2, 2), ("BD403", 0, 0)]
-)
-def test_what_the_files_show_counts(rule: str, default: int, warning: int) -> None:
-    """A file that is not what it says is a finding; damaged weights are an answer that is missing."""
-    one = report(Verdict.NO_EVIDENCE, static=[StaticFinding.of(rule, "a file", "odd")])
-    assert (exit_code(one), exit_code(one, fail_on="warning")) == (default, warning)
-    bad = report(static=[StaticFinding.of(rule, "a file", "odd")])
-    assert exit_code(bad) == 1
-
-
-def test_accepting_one_finding_accepts_no_other() -> None:
-    one = bare_report()
-    first, second = alerts(one)
-    assert (first.rule, second.rule) == ("BD002", "BD003")
-    one.accepted.append(
-        Acceptance(fingerprint=first.fingerprint, rule=first.rule, expires=date.today(), reason="known")
-    )
-    assert exit_code(one) == 0
-    assert exit_code(one, strict=True) == 2
-    assert exit_code(one, fail_on="note") == 1
-    assert RULES[second.rule].level == "note"
-
-
-def touch(path: Path, text: str = "{}") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def test_models_below_a_folder(tmp_path: Path) -> None:
-    for name in (
-        "a/model_index.json", "a/unet/config.json", "org/b/config.json", "org/c/pytorch_model.bin",
-        "org/notes/README.md", "README.md", "broken/unet/config.json", "broken/scheduler/x.txt",
-    ):  # fmt: skip
-        touch(tmp_path / "models" / name)
-    touch(tmp_path / "else" / "model_index.json")
-    (tmp_path / "models" / "link").symlink_to(tmp_path / "else")
-    found = [str(path.relative_to(tmp_path / "models")) for path in find_checkpoints(tmp_path / "models")]
-    assert found == ["a", "broken/unet", "link", "org/b", "org/c"]
-    assert find_checkpoints(tmp_path / "models" / "a") == [tmp_path / "models" / "a"]
-    with pytest.raises(NoSuchCheckpoint):
-        find_checkpoints(tmp_path / "nowhere")
-    with pytest.raises(NotScannable, match="no folder below it holds a model"):
-        find_checkpoints(tmp_path / "models" / "org" / "notes")
-    touch(tmp_path / "deep" / "/".join("abcdefghij") / "config.json")
-    with pytest.raises(CheckpointError, match="levels"):
-        find_checkpoints(tmp_path / "deep")
-
-
-def test_the_cache_of_the_hub_is_a_folder_of_models(tmp_path: Path) -> None:
-    cache = tmp_path / "models--org--name"
-    touch(cache / "blobs" / "0123")
-    touch(cache / "refs" / "main")
-    snapshot = cache / "snapshots" / "abcd"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").symlink_to(cache / "blobs" / "0123")
-    assert find_checkpoints(tmp_path) == [snapshot]

@@ -79,6 +79,7 @@ def test_a_repair_that_takes_data_counts_them(
         (["unlearn", "--evidence", "elsewhere"], "found in other weights"),
         (["unlearn", "--evidence", "nothing"], "scan MODEL --evidence"),
         (["clipping"], "changes no weights: give --repair clipping"),
+        (["unlearn", "-o", "other"], "other exists: name a new folder"),
         (["elija"], "did you mean elijah?"),
         (["anp", "--images", "3"], "give --data"),
         (["anp", "--data", "digits", "--images", "99999"], "1797 images"),

@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from backdrift.cli._outputs import save
 from backdrift.core.results import combined_exit_code
+from report import sample
 
 WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 Break = Callable[[Path], None]
@@ -165,8 +167,26 @@ def test_two_models_without_a_verdict(
     first(model)
     second(other)
     ran = cli("scan", model, other, *(["--dry-run"] if dry else []))
-    assert ran.err.count("\n") == 2
     assert ran.code == code
+    for path, line in zip((model, other), ran.err.splitlines(), strict=True):
+        assert line.startswith("backdrift: ")
+        assert line.count(str(path)) == 1
+
+
+def test_a_folder_without_a_model_costs_the_others_nothing(cli: Any, model: Path, tmp_path: Path) -> None:
+    """Reports are written all the same, and the answers so far stand in them."""
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "r.json"
+    for looking in (["--budget", "quick", "--detector", "purediffusion"], ["--static-only"]):
+        where = ["--format", f"json={out}", *looking]
+        ran = cli("scan", "-r", tmp_path / "empty", model, tmp_path / "nowhere", *where)
+        document = json.loads(out.read_text())
+        assert ran.code == document["exit_code"] == 2
+        assert [failure["exit_code"] for failure in document["failures"]] == [3, 4]
+        assert len(document["reports"] + document["inspections"]) == 1
+        out.unlink()
+    assert cli("scan", "-r", tmp_path / "empty", *where).code == 3
+    assert json.loads(out.read_text())["failures"][0]["exit_code"] == 3
 
 
 def test_the_exit_code_of_several() -> None:
@@ -211,6 +231,18 @@ def test_usage_is_checked_first(
     assert ran.err.count("\n") == 1
     assert word in ran.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_report_outlives_its_folder(tmp_path: Path) -> None:
+    """Removed during the scan: the answer would be lost with it."""
+    place = tmp_path / "gone" / "r.json"
+    assert save(sample.document(sample.report()), [("json", place)], None, 0, True) == []
+    assert json.loads(place.read_text())["exit_code"] == 1
+
+
+def test_demo_checks_its_output_before_it_scans(cli: Any, tmp_path: Path) -> None:
+    ran = cli("demo", "-o", tmp_path / "no" / "r.html")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (4, "", 1)
 
 
 def test_no_model_is_a_usage_error(cli: Any) -> None:

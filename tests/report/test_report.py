@@ -69,6 +69,14 @@ def test_findings_about_files_and_limits_are_shown() -> None:
     assert "Files and limits" not in render_html(document())
 
 
+def test_the_gravest_findings_about_files_are_shown_first() -> None:
+    notes = [StaticFinding.of("BD104", f"{number}.safetensors", "unused") for number in range(9)]
+    grave = StaticFinding.of("BD401", "unet/other.safetensors", "NaN")
+    text = render_console(document(report().model_copy(update={"static": [*notes, grave]})), width=300)
+    assert "files            BD401 error: unet/other.safetensors: NaN; BD104" in text
+    assert "and 5 more" in text
+
+
 def test_html_escapes_what_comes_from_a_model() -> None:
     hostile = report()
     subject = hostile.subject.model_copy(update={"path": HOSTILE, "network": {HOSTILE: HOSTILE}})

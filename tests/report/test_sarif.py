@@ -121,6 +121,18 @@ def test_locations_are_relative_to_the_working_directory(
     assert outside == [f"b/{weights}"]
 
 
+def test_a_checkpoint_that_is_one_file_is_its_own_location() -> None:
+    old = moved(report(), "models/m.safetensors")
+    weights = [old.subject.weights[0].model_copy(update={"file": "m.safetensors"})]
+    subject = old.subject.model_copy(update={"weights": weights})
+    finding = old.findings[0].model_copy(update={"weights": "m.safetensors"})
+    beside = StaticFinding.of("BD105", "config.json", "odd")
+    whole = old.model_copy(update={"subject": subject, "findings": [finding], "static": [beside]})
+    assert uris(document(whole)) == ["models/m.safetensors", "models/config.json"]
+    failure = Failure(path="models/m.safetensors", message="cut short", exit_code=2)
+    assert uris(ScanDocument(reports=[], failures=[failure], exit_code=2)) == ["models/m.safetensors"]
+
+
 def test_the_fingerprint_is_of_rule_and_weights_alone() -> None:
     def prints(one: Report) -> list[str]:
         return [r["partialFingerprints"]["ruleAndWeights/v1"] for r in run_of(document(one))["results"]]

@@ -16,6 +16,13 @@ from backdrift.core.rules import RULES
 from backdrift.core.static import Acceptance
 
 
+def check_reason(reason: str) -> str:
+    """Raises ``ValueError`` for a reason without a word."""
+    if not re.search(r"\w", reason):
+        raise ValueError(f"reason {reason!r}: say why the risk is taken, and by whom")
+    return reason
+
+
 class Entry(BaseModel):
     """One accepted finding.
 
@@ -44,9 +51,7 @@ class Entry(BaseModel):
     @field_validator("reason")
     @classmethod
     def _said(cls, reason: str) -> str:
-        if not re.search(r"\w", reason):
-            raise ValueError("say why the finding is accepted")
-        return reason
+        return check_reason(reason)
 
 
 class Baseline(BaseModel):

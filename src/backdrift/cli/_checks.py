@@ -90,10 +90,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def python() -> Iterator[Found]:
     """The interpreter."""
-    version = platform.python_version()
-    old = sys.version_info < (3, 11)
-    fix = "use Python 3.11 or newer" if old else ""
-    yield Found(State.BROKEN if old else State.OK, f"Python {version} on {platform.platform()}", fix)
+    yield Found(State.OK, f"Python {platform.python_version()} on {platform.platform()}")
 
 
 def packages() -> Iterator[Found]:

@@ -8,8 +8,22 @@ import typer
 
 from backdrift.cli._baseline import Baseline, accept, read_baseline, today, unused
 from backdrift.core.alerts import exit_code
-from backdrift.core.results import Report, ScanDocument, combined_exit_code
+from backdrift.core.results import Failure, Report, ScanDocument, combined_exit_code
 from backdrift.core.rules import Level
+from backdrift.io.errors import CheckpointError, printable
+
+
+def failed(path: str, error: CheckpointError, several: bool) -> Failure:
+    """What stands for a checkpoint without an answer; see :func:`tell`."""
+    failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
+    tell(failure, several)
+    return failure
+
+
+def tell(failure: Failure, several: bool) -> None:
+    """One line on standard error; with the path in it where ``several`` checkpoints were named."""
+    named = not several or failure.path in failure.message
+    typer.echo(f"backdrift: {'' if named else printable(failure.path) + ': '}{failure.message}", err=True)
 
 
 class Gate:
@@ -37,10 +51,11 @@ class Gate:
         self._baseline = Baseline() if baseline is None else read_baseline(baseline)
         self._codes: list[int] = []
 
-    def judge(self, report: Report | None) -> None:
-        """Adds a report with its exit code; None is the failure that was added to the document last."""
-        if report is None:
-            self._codes.append(self.document.failures[-1].exit_code)
+    def judge(self, report: Report | Failure) -> None:
+        """Adds a report with its exit code, or what stands in the place of one."""
+        if isinstance(report, Failure):
+            self.document.failures.append(report)
+            self._codes.append(report.exit_code)
             return
         self.document.notices += accept(report, self._baseline, today())
         report.exit_code = exit_code(report, fail_on=self._fail_on, strict=self._strict)

@@ -26,6 +26,12 @@ Options = Annotated[
     typer.Option("-P", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
 ]
 
+Model = Annotated[str, typer.Argument(help="Checkpoint folder.")]
+Record = Annotated[Path | None, typer.Option("--backdoor", help="backdoor.json; the one in MODEL without.")]
+RecordSampler = Annotated[
+    str | None, typer.Option("--sampler", help="ddpm, ddim, ...; as the record has it without.")
+]
+SamplerSteps = Annotated[int, typer.Option("--steps", min=1, help="Of the sampler.")]
 Evidence = Annotated[
     Path | None,
     typer.Option("--evidence", help="What backdrift scan --evidence wrote of this model."),
@@ -58,6 +64,8 @@ _PIECE = 1000
 def write_text(text: str, path: Path | None) -> None:
     """To standard output, or to a file by way of a temporary one; to a pipe or device directly.
 
+    Its folder is made when it is gone: work was done for this text.
+
     Raises:
         OSError: it cannot be written whole; nothing is left in a folder.
     """
@@ -66,7 +74,6 @@ def write_text(text: str, path: Path | None) -> None:
     if path is None:
         _print(text if text.endswith("\n") else text + "\n")
         return
-    check_folder(path)
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
@@ -107,6 +114,16 @@ def check_folder(path: Path) -> None:
         raise ValueError(f"cannot write {path}: no folder {path.parent}")
 
 
+def check_new(folder: Path) -> None:
+    """Fails before any work when a folder that is to be made is there.
+
+    Raises:
+        ValueError: it exists.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists: name a new folder, or remove it")
+
+
 def check_device(name: str) -> None:
     """Fails before any work when a device is not there.
 
@@ -120,6 +137,20 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} is not usable here: {reason}") from None
+
+
+def open_model(path: str | Path, device: str, batch_size: int) -> DiffusionModel:
+    """The model of a checkpoint, loaded into this process.
+
+    Raises:
+        CheckpointError: see :func:`backdrift.io.load.load`.
+    """
+    from backdrift.io.load import load
+    from backdrift.io.plan import plan
+
+    model = load(plan(path), None, device)
+    model.batch_size = batch_size
+    return model
 
 
 def countermeasure(

@@ -39,17 +39,6 @@ def outputs(formats: list[str] | None, output: Path | None) -> list[tuple[str, P
     return found
 
 
-def below(folders: list[str]) -> list[str]:
-    """Every checkpoint below some folders, each once.
-
-    Raises:
-        CheckpointError: as :func:`backdrift.io.discover.find_checkpoints`.
-    """
-    from backdrift.io.discover import find_checkpoints
-
-    return list(dict.fromkeys(str(path) for folder in folders for path in find_checkpoints(folder)))
-
-
 def check_evidence(folder: Path) -> None:
     """Fails before any work when the evidence cannot lie there.
 
@@ -87,22 +76,24 @@ def save(
 ) -> list[int]:
     """Writes every format and the evidence; what cannot be written costs a line, and the rest goes on.
 
-    A document without reports, in which nothing could be scanned, goes to files only: its failures have
-    been told on standard error.
+    Args:
+        quiet: to files only, and without a word about it. Text of failures alone never goes to standard
+            output: they have been told on standard error.
 
     Returns:
         A 2 for each thing that could not be written.
     """
     codes = []
+    answers = document.reports or document.inspections
     for name, path in wanted:
-        if path is None and (quiet or not document.reports):
+        if path is None and (quiet or (name == "text" and not answers)):
             continue
         try:
             write_text(_rendered(document, name, path, verbose), path)
         except OSError as error:
             codes.append(_cannot_write(path or "standard output", error, document.exit_code))
             continue
-        if path is not None and document.reports and not quiet:
+        if path is not None and not quiet:
             typer.echo(f"wrote {path}", err=True)
     if evidence is None or not document.reports:
         return codes

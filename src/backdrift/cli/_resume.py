@@ -3,75 +3,111 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import typer
-from pydantic import ValidationError
 
-from backdrift.core.results import SCHEMA_VERSION, Evidence, Report
+from backdrift.core.results import SCHEMA_VERSION, Report
 from backdrift.core.static import StaticFinding
 from backdrift.io.files import replaced_file
+from backdrift.isolation import wire
 
-_ARRAYS = ("trigger", "target", "clean_samples", "triggered_samples", "scale")
+if TYPE_CHECKING:
+    from backdrift.io.weights import Bounds
 
 
 class Kept:
-    """The folder of ``--resume``: a JSON and the arrays of the evidence for each model.
+    """The folder of ``--resume``: a file for each model, with the report and its arrays.
 
     A report is used again when the checkpoint reads the same (configs, hashes of its weights, labels),
     and version, settings, seed and device are those of this run. It is stored before a baseline or
-    ``--strict`` has been applied, which may therefore change from run to run.
+    ``--strict`` has been applied, which may therefore change from run to run. The files are those that a
+    process of its own would send (:mod:`backdrift.isolation.wire`).
 
     Args:
         folder: is made when it is not there.
         settings: of this run, by :func:`settings_now`.
         classes: to be scanned of a class-conditional model; every one when empty.
+        bounds: the largest weights to accept.
 
     Raises:
         OSError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], classes: Sequence[int] = ()) -> None:
-        self.folder, self.settings, self.classes = folder, settings, classes
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        classes: Sequence[int] = (),
+        bounds: Bounds | None = None,
+    ) -> None:
+        self.folder, self.settings, self.classes, self.bounds = folder, settings, classes, bounds
         folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, path: str) -> Report | None:
         """The report of the model at ``path``, or None when there is none that still holds."""
-        files = self._files(path)
         try:
-            report = Report.model_validate_json(files[0].read_text(encoding="utf-8"))
-            evidence = _read_arrays(files[1])
-        except (OSError, ValidationError, ValueError, KeyError):
+            report = _read(self._file(path))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if settings_of(report) != self.settings or not _reads_the_same(report, self.classes):
+        if settings_of(report) != self.settings or not self._reads_the_same(path, report):
             return None
-        report.evidence = evidence
+        report.subject = report.subject.model_copy(update={"path": path})
         return report
 
     def keep(self, report: Report) -> None:
-        """Stores a report; the JSON comes last, so that one without its arrays never counts.
-
-        A report that cannot be stored is still one: that costs a line on standard error.
-        """
-        document, arrays = self._files(report.subject.path)
+        """Stores a report; one that cannot be stored is still one: that costs a line on standard error."""
         try:
-            with replaced_file(arrays) as fresh, fresh.open("wb") as file:
-                np.savez(file, **_arrays_of(report))
-            with replaced_file(document) as fresh:
-                fresh.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            with replaced_file(self._file(report.subject.path)) as fresh, fresh.open("wb") as file:
+                wire.send_report(report, file.write)
         except OSError as error:
             typer.echo(f"backdrift: {self.folder} cannot keep this report: {error.strerror}", err=True)
 
-    def _files(self, path: str) -> tuple[Path, Path]:
+    def _file(self, path: str) -> Path:
         name = hashlib.sha256(os.fsencode(Path(path).absolute())).hexdigest()[:32]
-        return self.folder / f"{name}.json", self.folder / f"{name}.npz"
+        return self.folder / f"{name}.report"
+
+    def _reads_the_same(self, path: str, report: Report) -> bool:
+        """Whether the checkpoint at ``path`` is, but for the time, what the report was made of."""
+        from backdrift.io.errors import CheckpointError
+        from backdrift.io.load import distinct_candidates
+        from backdrift.io.plan import plan
+        from backdrift.io.tensors import content_hash
+        from backdrift.scanner import subject_of
+
+        weights = report.subject.weights
+        try:
+            planned = plan(path, self.bounds)
+            again, before = (
+                subject.model_dump(mode="json", exclude={"path"})
+                for subject in (subject_of(planned, weights), report.subject)
+            )
+            if again != before:
+                return False
+            candidates, skipped = distinct_candidates(planned)
+            found = {candidate.name: content_hash(candidate) for candidate in candidates}
+        except CheckpointError:
+            return False
+        labels = list(dict.fromkeys(self.classes)) or list(range(planned.classes))
+        endings = [f" (class {label})" for label in labels] or [""]
+        expected = [(name + ending, sha256) for name, sha256 in found.items() for ending in endings]
+        left_out = all(item in report.not_measured for item in (*planned.not_scanned, *skipped))
+        shown = _of_files(planned.static) == _of_files(report.static)
+        return left_out and shown and expected == [(w.file, w.sha256) for w in weights]
+
+
+def _read(file: Path) -> Report:
+    data = bytearray(file.read_bytes())
+    (_, first), *rest = wire.frames(data)
+    report = wire.read_report(first)
+    report.evidence = [wire.read_evidence(payload) for _, payload in rest]
+    if data:
+        raise ValueError("cut short")
+    return report
 
 
 def settings_of(report: Report) -> dict[str, Any]:
@@ -101,54 +137,6 @@ def settings_now(how: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _reads_the_same(report: Report, classes: Sequence[int]) -> bool:
-    """Whether the checkpoint is, but for the time, what the report was made of."""
-    from backdrift.io.errors import CheckpointError
-    from backdrift.io.load import distinct_candidates
-    from backdrift.io.plan import plan
-    from backdrift.io.tensors import content_hash
-    from backdrift.scanner import subject_of
-
-    subject = report.subject
-    try:
-        planned = plan(subject.path)
-        again = subject_of(planned, subject.weights)
-        if again.model_dump(mode="json") != subject.model_dump(mode="json"):
-            return False
-        candidates, skipped = distinct_candidates(planned)
-        found = {candidate.name: content_hash(candidate) for candidate in candidates}
-    except CheckpointError:
-        return False
-    labels = list(dict.fromkeys(classes)) or list(range(planned.classes))
-    endings = [f" (class {label})" for label in labels] or [""]
-    expected = [(name + ending, sha256) for name, sha256 in found.items() for ending in endings]
-    left_out = all(item in report.not_measured for item in (*planned.not_scanned, *skipped))
-    shown = _of_files(planned.static) == _of_files(report.static)
-    return left_out and shown and expected == [(w.file, w.sha256) for w in subject.weights]
-
-
 def _of_files(findings: Iterable[StaticFinding]) -> list[StaticFinding]:
     """Those that a plan shows; the others come with the weights, whose hash is compared."""
     return [finding for finding in findings if finding.rule.startswith("BD1")]
-
-
-def _arrays_of(report: Report) -> dict[str, Any]:
-    arrays: dict[str, Any] = {}
-    texts = []
-    for number, evidence in enumerate(report.evidence):
-        texts.append({"weights": evidence.weights, "sampler": evidence.sampler})
-        for name in _ARRAYS:
-            array = getattr(evidence, name)
-            if array is not None:
-                arrays[f"{number}.{name}"] = array
-    return {"texts": np.frombuffer(json.dumps(texts).encode(), np.uint8), **arrays}
-
-
-def _read_arrays(path: Path) -> list[Evidence]:
-    assert {field.name for field in fields(Evidence)} == {*_ARRAYS, "weights", "sampler"}
-    with np.load(path, allow_pickle=False) as stored:
-        texts = json.loads(stored["texts"].tobytes())
-        return [
-            Evidence(**text, **{name: stored.get(f"{number}.{name}") for name in _ARRAYS})
-            for number, text in enumerate(texts)
-        ]

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from backdrift.cli._options import BatchSize, Device, Quiet, Seed, check_device
+from backdrift.cli._options import (
+    BatchSize,
+    Device,
+    Quiet,
+    Record,
+    RecordSampler,
+    SamplerSteps,
+    Seed,
+    check_device,
+    check_new,
+    open_model,
+)
 
 NAME = "amplify"
 
@@ -15,9 +26,7 @@ NAME = "amplify"
 def main(
     model: Annotated[str, typer.Argument(help="Checkpoint folder of one's own.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the reinforced trigger.")],
-    backdoor: Annotated[
-        Path | None, typer.Option("--backdoor", help="backdoor.json; the one in MODEL without.")
-    ] = None,
+    backdoor: Record = None,
     norm: Annotated[Literal["linf", "l2"], typer.Option("--norm", help="Of the ball.")] = "linf",
     radius: Annotated[float, typer.Option("--radius", help="Of the ball around the trigger.")] = 0.2,
     inside_mask: Annotated[
@@ -28,10 +37,8 @@ def main(
     ] = "attack",
     search: Annotated[int, typer.Option("--search", min=1, help="Gradient steps.")] = 40,
     samples: Annotated[int, typer.Option("--samples", "-n", min=20, help="Of each trigger.")] = 256,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", help="ddpm, ddim, ...; as the record has it without.")
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the sampler.")] = 100,
+    sampler: RecordSampler = None,
+    steps: SamplerSteps = 100,
     quiet: Quiet = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -43,20 +50,16 @@ def main(
     from backdrift.core.sampling import make_scheduler
     from backdrift.evaluate import DEFAULT_SAMPLERS
     from backdrift.groundtruth import load_backdoor
-    from backdrift.io.load import load
-    from backdrift.io.plan import plan
     from backdrift.metrics.draws import Plan
     from backdrift.metrics.measures import table
 
     check_device(device)
-    if output.exists():
-        raise ValueError(f"{output} exists: name a new folder, or remove it")
+    check_new(output)
     planted = load_backdoor(backdoor or Path(model))
     ball = Ball(norm, radius, planted.trigger.mask if inside_mask else None)
     how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed)
-    loaded = load(plan(model), None, device)
+    loaded = open_model(model, device, batch_size)
     make_scheduler(how.sampler, loaded.schedule)
-    loaded.batch_size = batch_size
     method = Amplify(variant, steps=search)
     with progress_bar("amplify", quiet) as progress:
         found = method(loaded, planted, ball, seed=seed, progress=progress)

@@ -26,8 +26,9 @@ def main(
     """Accept the findings of a report until a day; they stay in every report, but not in the exit code."""
     from pydantic import ValidationError
 
-    from backdrift.cli._baseline import Baseline, Entry, read_baseline, today
+    from backdrift.cli._baseline import Baseline, Entry, check_reason, read_baseline, today
     from backdrift.cli._options import check_folder, write_text
+    from backdrift.cli.rules import named
     from backdrift.core.alerts import alerts
     from backdrift.core.results import ScanDocument
     from backdrift.report.text import plural
@@ -35,8 +36,8 @@ def main(
     day = _day(expires)
     if day < today():
         raise ValueError(f"--expires {expires}: that day is over")
-    if not reason.strip():
-        raise ValueError("--reason is empty: say why the risk is taken, and by whom")
+    check_reason(reason)
+    accepted = {named(text).id for text in rule or []}
     check_folder(output)
     try:
         document = ScanDocument.model_validate_json(report.read_text(encoding="utf-8"))
@@ -54,7 +55,7 @@ def main(
         )
         for one in document.reports
         for alert in alerts(one)
-        if (alert.rule in rule if rule else alert.level != "note")
+        if (alert.rule in accepted if rule else alert.level != "note")
     ]
     if not found:
         raise ValueError(f"{report} holds nothing to accept")

@@ -40,8 +40,8 @@ def run(
     failed = [name for name, status in found.items() if status == "failed"]
     if not quiet:
         typer.echo(f"{len(found)} cells, {len(failed)} failed")
-        for name in failed:
-            typer.echo(f"failed: {name}")
+    for name in failed:
+        typer.echo(f"failed: {name} (see: backdrift bench status {output})", err=True)
     if failed:
         raise typer.Exit(2)
 

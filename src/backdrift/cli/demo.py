@@ -23,13 +23,14 @@ def main(
     """Scan two tiny shipped models, one clean and one backdoored; exit 0 when both verdicts are right."""
     from importlib import resources
 
-    from backdrift.cli._options import write_text
+    from backdrift.cli._options import check_folder, write_text
     from backdrift.cli._progress import progress_bar
     from backdrift.core.results import ScanDocument, Verdict, combined_exit_code
     from backdrift.report.console import render_console
     from backdrift.report.formats import render
     from backdrift.scanner import scan
 
+    check_folder(output)
     expected = {"backdoored": Verdict.BACKDOORED, "clean": Verdict.NO_EVIDENCE}
     reports = []
     with resources.as_file(resources.files("backdrift").joinpath("models")) as folder:

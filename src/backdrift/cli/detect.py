@@ -8,14 +8,14 @@ import typer
 
 from backdrift.cli import scan
 from backdrift.cli._isolated import Classes, InProcess, Timeout
-from backdrift.cli._options import BatchSize, Device, Options, Quiet, Seed
+from backdrift.cli._options import BatchSize, Device, Model, Options, Quiet, Seed
 
 NAME = "detect"
 
 
 def main(
     method: Annotated[str, typer.Argument(help="A detector; see: backdrift list.")],
-    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    model: Model,
     budget: Annotated[str, typer.Option("--budget", help="quick, standard or deep.")] = "standard",
     option: Options = None,
     classes: Classes = None,

@@ -12,12 +12,17 @@ from backdrift.cli._options import (
     Countermeasure,
     Device,
     Evidence,
+    Model,
     Options,
     Quiet,
+    Record,
+    RecordSampler,
+    SamplerSteps,
     Seed,
     check_device,
     check_folder,
     countermeasure,
+    open_model,
     write_text,
 )
 
@@ -26,24 +31,16 @@ if TYPE_CHECKING:
 
 NAME = "evaluate"
 
-Record = Annotated[
-    Path | None,
-    typer.Option("--backdoor", help="backdoor.json; the one in MODEL without."),
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file.")]
-
 
 def main(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    model: Model,
     backdoor: Record = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=20, help="Without the trigger.")] = 1000,
     triggered: Annotated[
         int | None, typer.Option("--triggered", min=20, help="With the trigger; as many without.")
     ] = None,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", help="ddpm, ddim, ...; as the record has it without.")
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the sampler.")] = 100,
+    sampler: RecordSampler = None,
+    steps: SamplerSteps = 100,
     data: Annotated[
         str | None, typer.Option("--data", help="Clean training set; as the record has it without.")
     ] = None,
@@ -53,7 +50,7 @@ def main(
     fid_weights: Annotated[
         Path | None, typer.Option("--fid-weights", help="Inception weights: FID in place of FD.")
     ] = None,
-    output: Output = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file.")] = None,
     repair: Countermeasure = None,
     evidence: Evidence = None,
     option: Options = None,
@@ -68,8 +65,6 @@ def main(
     from backdrift.data import load_dataset
     from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
     from backdrift.groundtruth import load_backdoor
-    from backdrift.io.load import load
-    from backdrift.io.plan import plan
 
     if output is not None:
         check_folder(output)
@@ -81,9 +76,8 @@ def main(
         from backdrift.metrics.fid import REPLICATES, Inception
 
         extractor, replicates = Inception(fid_weights), REPLICATES
-    loaded = load(plan(model), None, device)
+    loaded = open_model(model, device, batch_size)
     make_scheduler(how.sampler, loaded.schedule)
-    loaded.batch_size = batch_size
     hook = countermeasure(repair, option, evidence, loaded, seed)
     reference = planted.record.data if data is None else data
     known = load_dataset(reference, loaded.sample_shape) if reference else None
@@ -94,8 +88,7 @@ def main(
         )
     twin = None
     if clean_twin is not None:
-        other = load(plan(clean_twin), None, device)
-        other.batch_size = batch_size
+        other = open_model(clean_twin, device, batch_size)
         if known is None:
             raise ValueError("a clean twin is compared by FD, which needs the training set: give --data")
         with progress_bar("clean twin", quiet) as progress:

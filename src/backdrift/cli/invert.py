@@ -11,10 +11,13 @@ import typer
 from backdrift.cli._options import (
     BatchSize,
     Device,
+    Model,
     Options,
     Quiet,
     Seed,
     check_device,
+    check_new,
+    open_model,
     settings,
     write_text,
 )
@@ -24,7 +27,7 @@ NAME = "invert"
 
 def main(
     method: Annotated[str, typer.Argument(help="An inversion; see: backdrift list.")],
-    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    model: Model,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the candidates.")
     ] = None,
@@ -39,15 +42,12 @@ def main(
     from backdrift.core.registry import build
     from backdrift.detection._base import to_array
     from backdrift.io.evidence import save_candidates
-    from backdrift.io.load import load
-    from backdrift.io.plan import plan
 
     inversion = build("inversion", method, settings(option))
     check_device(device)
-    if output is not None and output.exists():
-        raise ValueError(f"{output} exists: name a new folder")
-    loaded = load(plan(model), None, device)
-    loaded.batch_size = batch_size
+    if output is not None:
+        check_new(output)
+    loaded = open_model(model, device, batch_size)
     begun = time.monotonic()
     with progress_bar(method, quiet) as progress:
         found = inversion(loaded, seed=seed, progress=progress)

@@ -7,14 +7,25 @@ from typing import Annotated
 
 import typer
 
-from backdrift.cli._options import BatchSize, Device, Evidence, Options, Quiet, Seed, check_device, settings
+from backdrift.cli._options import (
+    BatchSize,
+    Device,
+    Evidence,
+    Model,
+    Options,
+    Quiet,
+    Seed,
+    check_device,
+    check_new,
+    settings,
+)
 
 NAME = "repair"
 
 
 def main(
     method: Annotated[str, typer.Argument(help="A repair; see: backdrift list.")],
-    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the repaired checkpoint.")],
     evidence: Evidence = None,
     data: Annotated[
@@ -38,6 +49,7 @@ def main(
 
     repair = build("repair", method, settings(option))
     check_device(device)
+    check_new(output)
     if images is not None and data is None:
         raise ValueError("--images counts those of a data set: give --data")
     shape = plan(model).sample_shape

@@ -7,13 +7,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from backdrift.cli._options import BatchSize, Device, Quiet, Seed, check_device, check_folder, write_text
+from backdrift.cli._options import (
+    BatchSize,
+    Device,
+    Model,
+    Quiet,
+    Seed,
+    check_device,
+    check_folder,
+    open_model,
+    write_text,
+)
 
 NAME = "restore"
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    model: Model,
     task: Annotated[
         Literal["denoise", "inpaint-box", "inpaint-line"], typer.Option("--task", help="The damage.")
     ],
@@ -40,8 +50,6 @@ def main(
     from backdrift.data import load_dataset
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.evidence import save_images
-    from backdrift.io.load import load
-    from backdrift.io.plan import plan
     from backdrift.metrics.measures import table
     from backdrift.restoration import restore
 
@@ -55,8 +63,7 @@ def main(
         from backdrift.metrics.lpips import Lpips
 
         lpips = Lpips(lpips_weights)
-    loaded = load(plan(model), None, device)
-    loaded.batch_size = batch_size
+    loaded = open_model(model, device, batch_size)
     known = load_dataset(data, loaded.sample_shape)
     images = known.images
     if count > len(images):

@@ -12,12 +12,15 @@ from backdrift.cli._options import (
     Countermeasure,
     Device,
     Evidence,
+    Model,
     Options,
     Quiet,
+    SamplerSteps,
     Seed,
     check_device,
     check_folder,
     countermeasure,
+    open_model,
 )
 
 NAME = "sample"
@@ -26,13 +29,13 @@ IN_STRIP = 8
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder.")],
+    model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG of the grid.")],
     backdoor: Annotated[
         Path | None, typer.Option("--backdoor", help="backdoor.json: adds its trigger to the noise.")
     ] = None,
     sampler: Annotated[str, typer.Option("--sampler", help="ddpm, ddim, ...")] = "ddpm",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the sampler.")] = 100,
+    steps: SamplerSteps = 100,
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 16,
     strip: Annotated[
         Path | None,
@@ -50,8 +53,6 @@ def main(
     from backdrift.core.sampling import make_scheduler
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.evidence import save_images
-    from backdrift.io.load import load
-    from backdrift.io.plan import plan
     from backdrift.metrics.draws import draw, latents
 
     for path in (output, strip):
@@ -59,8 +60,7 @@ def main(
             check_folder(path)
     check_device(device)
     injection = None if backdoor is None else load_backdoor(backdoor).injection
-    loaded = load(plan(model), None, device)
-    loaded.batch_size = batch_size
+    loaded = open_model(model, device, batch_size)
     make_scheduler(sampler, loaded.schedule)
     if injection is not None and tuple(injection.shift.shape) != tuple(loaded.sample_shape):
         shapes = f"{tuple(injection.shift.shape)}, not {tuple(loaded.sample_shape)}"

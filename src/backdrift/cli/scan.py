@@ -20,11 +20,11 @@ from backdrift.cli._isolated import (
     Timeout,
 )
 from backdrift.cli._options import BatchSize, Device, Options, Quiet, Seed, check_device, settings
-from backdrift.cli._outputs import below, check_evidence, outputs, save
+from backdrift.cli._outputs import check_evidence, outputs, save
 from backdrift.core.rules import Level
 
 if TYPE_CHECKING:
-    from backdrift.core.results import Report, ScanDocument
+    from backdrift.core.results import Failure, Report
 
 NAME = "scan"
 
@@ -89,7 +89,8 @@ def main(
     from backdrift.cli._resume import Kept, settings_now
     from backdrift.cli._static import look
     from backdrift.core.registry import build
-    from backdrift.core.results import combined_exit_code
+    from backdrift.core.results import Report, combined_exit_code
+    from backdrift.io.errors import printable
 
     wanted = outputs(formats, output)
     if evidence is not None:
@@ -99,29 +100,48 @@ def main(
     )
     isolation.check()
     gate = Gate(fail_on, strict, exit_zero, baseline)
-    models = below(models) if recursive else models
+    models = _below(models) if recursive else models
     if static_only:
         _needs_a_scan(evidence=evidence, baseline=baseline, resume=resume, strict=strict or None)
         return look(models, isolation.bounds, wanted, verbose, quiet, fail_on, exit_zero)
     options = settings(option)
-    build("detection", detector, {**options, "budget": budget})
+    method = build("detection", detector, {**options, "budget": budget})
     if dry_run:
-        return _dry_run(models, detector, budget, options, isolation)
+        return _dry_run(models, isolation, method, f"{detector}, {budget}")
     if device != "cpu":
         check_device(device)
     how = {"detector": detector, "budget": budget, "batch_size": batch_size, "seed": seed, "device": device}
-    kept = None if resume is None else Kept(resume, settings_now(how, options), isolation.classes)
+    kept = None
+    if resume is not None:
+        kept = Kept(resume, settings_now(how, options), isolation.classes, isolation.bounds)
     for path in models:
         report = kept.find(path) if kept else None
-        if report is None:
-            report = _scan(path, gate.document, isolation, {**how, "options": options}, quiet)
-            if report is not None and kept:
-                kept.keep(report)
-        elif not quiet:
-            typer.echo(f"{path}: taken from {resume}", err=True)
-        gate.judge(report)
+        if report is not None:
+            gate.judge(report)
+            if not quiet:
+                typer.echo(f"{printable(path)}: taken from {resume}", err=True)
+            continue
+        found = _scan(path, isolation, {**how, "options": options}, quiet, len(models) > 1)
+        if kept and isinstance(found, Report):
+            kept.keep(found)
+        gate.judge(found)
     document = gate.close(quiet)
+    quiet = quiet or not document.reports
     return combined_exit_code([document.exit_code, *save(document, wanted, evidence, verbose, quiet)])
+
+
+def _below(folders: list[str]) -> list[str]:
+    """Every checkpoint below some folders, each once; a folder without one stands for itself, and fails."""
+    from backdrift.io.discover import find_checkpoints
+    from backdrift.io.errors import CheckpointError
+
+    found: list[str] = []
+    for folder in folders:
+        try:
+            found += map(str, find_checkpoints(folder))
+        except CheckpointError:
+            found.append(folder)
+    return list(dict.fromkeys(found))
 
 
 def _needs_a_scan(**given: object) -> None:
@@ -131,12 +151,9 @@ def _needs_a_scan(**given: object) -> None:
 
 
 def _scan(
-    path: str,
-    document: ScanDocument,
-    isolation: Isolation,
-    how: dict[str, Any],
-    quiet: bool,
-) -> Report | None:
+    path: str, isolation: Isolation, how: dict[str, Any], quiet: bool, several: bool
+) -> Report | Failure:
+    from backdrift.cli._gate import failed, tell
     from backdrift.cli._progress import progress_bar
     from backdrift.core.results import Failure
     from backdrift.io.errors import CheckpointError, printable
@@ -146,42 +163,37 @@ def _scan(
             command = shlex.join(["backdrift", *sys.argv[1:]])
             return isolation.scan(path, progress, **how, command=command)
     except CheckpointError as error:
-        failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
-        document.failures.append(failure)
+        return failed(path, error, several)
     except Exception as error:  # whatever a model does, the others keep their verdicts
         message = printable(" ".join(f"{type(error).__name__}: {error}".split()))
-        document.failures.append(Failure(path=path, message=message, exit_code=2))
-    typer.echo(f"backdrift: {document.failures[-1].message}", err=True)
-    return None
+        failure = Failure(path=path, message=message, exit_code=2)
+        tell(failure, several)
+        return failure
 
 
-def _dry_run(
-    models: list[str], detector: str, budget: str, options: dict[str, str], isolation: Isolation
-) -> int:
-    from backdrift.core.registry import build
+def _dry_run(models: list[str], isolation: Isolation, method: Any, title: str) -> int:
+    from backdrift.cli._gate import failed
     from backdrift.core.results import combined_exit_code
     from backdrift.detection._base import BUDGETS
-    from backdrift.io.errors import CheckpointError
+    from backdrift.io.errors import CheckpointError, printable
     from backdrift.io.plan import plan
 
-    method = build("detection", detector, {**options, "budget": budget})
     codes = []
     for path in models:
         try:
             planned = plan(path, isolation.bounds)
         except CheckpointError as error:
-            typer.echo(f"backdrift: {error}", err=True)
-            codes.append(error.exit_code)
+            codes.append(failed(path, error, len(models) > 1).exit_code)
             continue
         codes.append(0)
         shape = "x".join(map(str, planned.sample_shape))
-        typer.echo(f"{path}: {planned.format}, samples {shape}")
+        typer.echo(f"{printable(path)}: {planned.format}, samples {shape}")
         for weights in planned.candidates:
             typer.echo(f"  scans {weights.name}: {weights.parameters:,} values, {weights.dtype}")
         for left in planned.not_scanned:
             typer.echo(f"  leaves {left.what}: {left.why}")
         typer.echo(
-            f"  {detector}, {budget}: at most {method.most_evaluations():,} network evaluations "
-            f"per weight file (limit {BUDGETS[budget]:,})"
+            f"  {title}: at most {method.most_evaluations():,} network evaluations "
+            f"per weight file (limit {BUDGETS[method.budget]:,})"
         )
     return combined_exit_code(codes)

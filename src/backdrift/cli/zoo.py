@@ -27,11 +27,12 @@ def build(
     with progress_bar(suite, quiet) as progress:
         found = build_suite(loaded, output, retry=retry, progress=progress)
     for name, result in found.items():
-        measured = result.value.get("measured")
-        asr = f", ASR {measured['asr']:.2f}" if measured else ""
-        text = result.error or f"{result.value['seconds']:.0f} s of training{asr}"
-        if not quiet:
-            typer.echo(f"{output / name}: {text}")
+        if result.status == "failed":
+            typer.echo(f"failed: {output / name}: {result.error}", err=True)
+        elif not quiet:
+            measured = result.value.get("measured")
+            asr = f", ASR {measured['asr']:.2f}" if measured else ""
+            typer.echo(f"{output / name}: {result.value['seconds']:.0f} s of training{asr}")
     if any(result.status == "failed" for result in found.values()):
         raise typer.Exit(2)
 

@@ -15,7 +15,6 @@ LEVELS: tuple[Level, ...] = ("note", "warning", "error")
 
 BACKDOORED, UNDECIDED, UNCALIBRATED = "BD001", "BD002", "BD003"
 
-
 _CLASS = re.compile(r" \((class \d+)\)$")
 
 

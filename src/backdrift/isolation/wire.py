@@ -57,7 +57,7 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, default=os.fspath).encode("ascii")
 
 
-def send_report(report: Report, send: Callable[[bytes], None]) -> None:
+def send_report(report: Report, send: Callable[[bytes], object]) -> None:
     """The report as one frame, its evidence as one more for each piece."""
     send(frame(REPORT, to_json(report.model_dump(mode="json"))))
     for piece in report.evidence:

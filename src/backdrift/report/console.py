@@ -10,7 +10,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from backdrift.core.results import Calibration, Failure, Finding, Report, ScanDocument, Verdict
+from backdrift.core.alerts import LEVELS
+from backdrift.core.results import (
+    Calibration,
+    Failure,
+    Finding,
+    Inspection,
+    Report,
+    ScanDocument,
+    Verdict,
+)
+from backdrift.core.static import StaticFinding
 from backdrift.report.text import (
     NOT_MEASURED,
     false_positive_rate,
@@ -34,9 +44,11 @@ def render_console(
 ) -> str:
     """A short table: the verdict, how far to trust it, what it cost, and one sentence of advice.
 
+    Of a checkpoint whose files alone were looked at: what they are, and each finding in a line.
+
     Args:
         document: what to show.
-        verbose: from 1 on, the scores of every finding are added.
+        verbose: from 1 on, the scores of every finding are added, and what is not scanned.
         width: columns of the terminal, 100 when it is not known.
         color: whether to write ANSI colours.
     """
@@ -57,9 +69,12 @@ def render_console(
         for report in document.reports:
             for finding in report.findings:
                 _print_scores(console, report, finding)
+    for seen in document.inspections:
+        for line in _inspection_lines(seen, verbose):
+            console.print(Text(visible(line)), soft_wrap=True)
     for failure in document.failures:
         console.print(_failure_line(failure))
-    if len(document.reports) + len(document.failures) != 1:
+    if len(document.reports) + len(document.inspections) + len(document.failures) != 1:
         console.print(f"exit code {document.exit_code}")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
@@ -183,9 +198,24 @@ def _not_measured(report: Report) -> str:
 
 def _files(report: Report) -> str:
     """The gravest findings about files; the rest is in the JSON."""
-    listed = [f"{f.rule} {f.level}: {f.file or 'the model'}: {f.message}" for f in report.static]
+    gravest = sorted(report.static, key=lambda finding: -LEVELS.index(finding.level))
+    listed = [_file(finding) for finding in gravest]
     more = [f"and {len(listed) - _MOST_FILES:,} more"] if len(listed) > _MOST_FILES else []
     return "; ".join([*listed[:_MOST_FILES], *more]) or "no findings"
+
+
+def _file(finding: StaticFinding) -> str:
+    return f"{finding.rule} {finding.level}: {finding.file or 'the model'}: {finding.message}"
+
+
+def _inspection_lines(seen: Inspection, verbose: int) -> list[str]:
+    size, count = "x".join(map(str, seen.sample_shape)), plural(len(seen.static), "finding")
+    lines = [f"{seen.path}: {seen.format}, samples {size}, {count}; the model was not run"]
+    lines += [f"  {w.file}: {w.parameters:,} values, {w.dtype}" for w in seen.weights]
+    lines += [f"  {_file(finding)}" for finding in seen.static]
+    if verbose:
+        lines += [f"  not scanned: {left.what}: {left.why}" for left in seen.not_measured]
+    return lines
 
 
 def _number_or_dash(value: float | None) -> str:

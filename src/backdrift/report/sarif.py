@@ -106,21 +106,26 @@ def _failed(failure: Failure) -> dict[str, Any]:
 def _result(report: Report, alert: Alert) -> dict[str, Any]:
     item = next((a for a in report.accepted if a.fingerprint == alert.fingerprint), None)
     file = f", {alert.file}" if alert.file else ""
+    path = report.subject.path
     return {
-        **_common(
-            alert, f"{_name(report.subject.path)}{file}", os.path.join(report.subject.path, alert.file)
-        ),
+        **_common(alert, f"{_name(path)}{file}", _place(path, alert.file)),
         "suppressions": [_suppression(item)] if item else [],
         "properties": {"sha256": alert.sha256, "declared": report.subject.declared},
     }
 
 
 def _seen(seen: Inspection, alert: Alert) -> dict[str, Any]:
-    return _common(alert, _name(seen.path), os.path.join(seen.path, alert.file))
+    return _common(alert, _name(seen.path), _place(seen.path, alert.file))
 
 
 def _refused(failure: Failure) -> dict[str, Any]:
     return _common(failure_alert(failure), _name(failure.path), failure.path)
+
+
+def _place(path: str, file: str) -> str:
+    """A file of a checkpoint, which may be one safetensors file: others then lie beside it."""
+    folder = os.path.dirname(path) if path.endswith(".safetensors") and file else path
+    return os.path.join(folder, file)
 
 
 def _name(path: str) -> str:
