@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 
 from backdrift.core.results import Calibration, Finding, Report
+from backdrift.io.errors import printable
 
 NOT_MEASURED = "not measured"
-
-_INVISIBLE = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 
 
 def visible(text: str, limit: int | None = None) -> str:
@@ -20,10 +18,7 @@ def visible(text: str, limit: int | None = None) -> str:
     """
     hidden = 0 if limit is None else max(0, len(text) - limit)
     shown = text[: len(text) - hidden]
-    escaped = "".join(
-        char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _INVISIBLE else char
-        for char in shown
-    )
+    escaped = printable(shown)
     return f"{escaped} [{hidden:,} more characters]" if hidden else escaped
 
 
