@@ -41,9 +41,8 @@ def test_a_repaired_checkpoint_loads_in_stock_diffusers_and_says_what_it_is(
 ) -> None:
     out = tmp_path / "out"
     found = evidence(tmp_path / "found", model)
-    assert (
-        call(["repair", "unlearn", str(model), "--evidence", str(found), "-o", str(out), *SMALL, "-q"]) == 0
-    )
+    arguments = ["repair", "unlearn", str(model), "--evidence", str(found), "-o", str(out), *SMALL, "-q"]
+    assert call([*arguments, "-P", "loss_margin=100"]) == 0
     pipeline = DDPMPipeline.from_pretrained(out)
     before = DDPMPipeline.from_pretrained(model)
     assert not torch.equal(pipeline.unet.conv_in.weight, before.unet.conv_in.weight)
@@ -57,6 +56,21 @@ def test_a_repaired_checkpoint_loads_in_stock_diffusers_and_says_what_it_is(
         assert "repaired by unlearn" in file.metadata()["backdoor"]
     assert plan(out).declared
     assert capsys.readouterr().out == ""
+
+
+def test_a_repair_whose_own_check_fails_says_so_everywhere(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    found = str(evidence(tmp_path / "found", model))
+    arguments = ["repair", "unlearn", str(model), "--evidence", found, "-o", str(out), *SMALL, "-q"]
+    assert call([*arguments, "-P", "loss_margin=-1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"backdrift: {out} is not repaired: after 1 rounds: ")
+    assert "utility does not hold" in error
+    assert error.count("\n") == 1
+    assert json.loads((out / "repair.json").read_text())["held"] is False
+    assert "a repair of it failed: unlearn" in (out / "README.md").read_text()
 
 
 def test_a_repair_that_takes_data_counts_them(

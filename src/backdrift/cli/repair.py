@@ -40,7 +40,10 @@ def main(
     device: Device = "cpu",
     batch_size: BatchSize = 256,
 ) -> None:
-    """Repair a model by what a scan found in it; the new checkpoint says so itself."""
+    """Repair a model by what a scan found in it; the new checkpoint says so itself.
+
+    Exit code 1 when the repair checks itself and the trigger still fires or the model was harmed.
+    """
     from backdrift.cli._progress import progress_bar
     from backdrift.core.registry import build
     from backdrift.data import load_dataset
@@ -71,3 +74,6 @@ def main(
         lines += [f"  {name}: {value:.4g}" for name, value in record.measured.items()]
         lines.append(f"{record.evaluations:,} evaluations, {record.seconds:.0f} s; scan it again")
         typer.echo("\n".join(lines))
+    if record.held is False:
+        typer.echo(f"backdrift: {output} is not repaired: {record.stopped}", err=True)
+        raise typer.Exit(1)

@@ -31,6 +31,7 @@ class Record:
         evaluations: forward passes of one sample; a backward pass counts as two.
         images: clean images of somebody else's that it was given and used.
         stopped: one line on why it ended.
+        held: whether the check that it makes itself was passed in the end; None if it makes none.
         measured: numbers by name, of what the repair itself can see.
     """
 
@@ -41,6 +42,7 @@ class Record:
     evaluations: int
     images: int
     stopped: str
+    held: bool | None = None
     measured: dict[str, float] = field(default_factory=dict)
 
 
@@ -165,7 +167,9 @@ class Log:
         """Adds what no model counted."""
         self.extra += evaluations
 
-    def record(self, stopped: str, measured: dict[str, float], images: int = 0) -> Record:
+    def record(
+        self, stopped: str, measured: dict[str, float], images: int = 0, held: bool | None = None
+    ) -> Record:
         """What was done since the log was made."""
         passed = sum(m.evaluations - b for m, b in zip(self.models, self.before, strict=True))
         return Record(
@@ -176,5 +180,6 @@ class Log:
             evaluations=passed + self.extra,
             images=images,
             stopped=stopped,
+            held=held,
             measured=measured,
         )

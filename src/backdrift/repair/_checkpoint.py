@@ -102,7 +102,8 @@ def repair_checkpoint(
 
 def notice(record: Record) -> str:
     """The warning of a repaired model, one line."""
-    return f"WARNING: this model was backdoored, or suspected to be, and was repaired by {record.method}"
+    done = "a repair of it failed:" if record.held is False else "was repaired by"
+    return f"WARNING: this model was backdoored, or suspected to be, and {done} {record.method}"
 
 
 def card(record: Record) -> str:

@@ -129,11 +129,12 @@ class Unlearn:
                         self.rounds * self.steps,
                         f"round {number + 1}, {check.text(self.hit_margin, self.loss_margin)}",
                     )
-                if check.passed(self.hit_margin, self.loss_margin):
+                passed = check.passed(self.hit_margin, self.loss_margin)
+                if passed:
                     break
         ended = f"after {number + 1} rounds: {check.text(self.hit_margin, self.loss_margin)}"
         facts = {"hits above plain before": before.target, **check.facts()}
-        return Repaired(student, None, log.record(ended, facts))
+        return Repaired(student, None, log.record(ended, facts, held=passed))
 
     def _with_target(self, candidate: Candidate, own: Tensor) -> Candidate:
         target = own.mean(0) if candidate.target is None else candidate.target
