@@ -72,7 +72,9 @@ def table(rows: list[dict[str, Any]], suite: str, description: str, counts: dict
         f"--zoo zoo`; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger; without, "
         + ", ".join(f"{n} in {STEPS[way]} steps of {way}" for way, n in counts.items())
         + "; one seed; [95% intervals]. The ratio is FD of the model over FD of the clean twin, which was "
-        "trained as long from the same base; both to the clean training set.",
+        "trained as long from the same base; both to the clean training set. Poisoned rows show the "
+        "trigger alone where the command says `--trigger-only`; else a stop sign stands on the image, as "
+        "published.",
         "",
         "| model | attack | trigger, target | norm of r | sampler | "
         + " | ".join(COLUMNS)
