@@ -116,7 +116,8 @@ def _reads_the_same(report: Report, classes: Sequence[int]) -> bool:
         if again.model_dump(mode="json") != subject.model_dump(mode="json"):
             return False
         candidates, skipped = distinct_candidates(planned)
-        found = {candidate.name: content_hash(candidate) for candidate in candidates}
+        codec = [] if planned.codec is None else [planned.codec.weights]
+        found = {candidate.name: content_hash(candidate, *codec) for candidate in candidates}
     except CheckpointError:
         return False
     labels = list(dict.fromkeys(classes)) or list(range(planned.classes))

@@ -20,7 +20,7 @@ class Drawn:
     """Samples of one shift: half to recover a target from, half to judge it.
 
     Args:
-        samples: (2 n, C, H, W), not clamped.
+        samples: (2 n, C, H, W), not clamped; decoded where the model draws latents.
         target: recovered from the first half, (C, H, W) in [-1, 1].
         hit_rate: share of the second half within ``threshold`` of the target, in [0, 1].
         plain_rate: the same share of the plain samples of these seeds.
@@ -93,6 +93,14 @@ class Judge:
         )
         return drawn if shift is None or scale is None else scale * drawn
 
+    def aim(self, model: DiffusionModel, drawn: Tensor) -> Tensor:
+        """The target of :meth:`judge` in the space that the model draws in, (C, H, W).
+
+        Args:
+            drawn: (2 n, C, H, W) of :meth:`draw`; its first half counts.
+        """
+        return drawn[: self.samples].clamp(-model.extent, model.extent).median(dim=0).values
+
     def judge(self, samples: Tensor, clean: Tensor) -> Drawn:
         """Recovers a target from the first half and counts hits in the second.
 
@@ -104,8 +112,10 @@ class Judge:
         Values outside the range of an image count with their full distance, so that a model that is
         driven out of its distribution and saturates does not look like one that draws an image.
 
+        Thresholds are those of images, so latents are decoded before they come here.
+
         Args:
-            samples: (2 n, C, H, W) of one shift.
+            samples: (2 n, C, H, W) of one shift, as a user sees them.
             clean: (2 n, C, H, W) of the same seeds without it; sets the chance level.
         """
         target = samples[: self.samples].clamp(-1, 1).median(dim=0).values
