@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import VQModel
+from diffusers import UNet2DModel, VQModel
 from torch import Tensor
 from torch.nn import functional
 
 from backdrift.bench.recipes import Recipe, make
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import generator
+from backdrift.core.schedule import NoiseSchedule
 from backdrift.data import load_images
 from backdrift.io.codec import VqCodec
-from backdrift.io.networks import new_model
 from backdrift.io.save import save_pipeline
 
 IMAGES, LATENTS = (1, 16, 16), (3, 8, 8)
@@ -70,6 +70,24 @@ def new_codec(images: Tensor, *, steps: int, seed: int, batch: int = 64) -> VqCo
     return VqCodec(network, shape)
 
 
+def new_denoiser(codec: VqCodec, *, width: int, seed: int) -> DiffusionModel:
+    """An untrained UNet of two resolutions for latents; 160,000 parameters at a width of 16."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet2DModel(
+            sample_size=LATENTS[1],
+            in_channels=LATENTS[0],
+            out_channels=LATENTS[0],
+            layers_per_block=1,
+            block_out_channels=(width, 2 * width),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+            norm_num_groups=4,
+            add_attention=False,
+        )
+    return DiffusionModel(network, NoiseSchedule.linear(), LATENTS, codec=codec)
+
+
 def make_models(
     folder: Path, names: list[str], *, vq_steps: int, steps: int, width: int, seed: int
 ) -> None:
@@ -80,12 +98,13 @@ def make_models(
         codec = new_codec(images, steps=vq_steps, seed=seed)
         error = functional.mse_loss(codec.decode(codec.encode(images)), images) / 4
         print(f"VQ-VAE: MSE {float(error):.4f} in [0, 1] units, extent {codec.extent:.2f}", flush=True)
-        network = new_model(LATENTS, seed=seed, width=width)
-        save_pipeline(DiffusionModel(network.network, network.schedule, LATENTS, codec=codec), base)
+        save_pipeline(new_denoiser(codec, width=width, seed=seed), base)
     for name in names:
         if (folder / name).exists():
             continue
-        recipe = Recipe(base=str(base), steps=steps, learning_rate=2e-3, seed=seed, **MODELS[name])
+        recipe = Recipe(
+            base=str(base), steps=steps, batch_size=32, learning_rate=2e-3, seed=seed, **MODELS[name]
+        )
         cost = make(recipe, folder / name)
         print(
             f"{name}: {cost['seconds']:.0f} s, loss {cost['loss'][-1]:.4f}, {cost['measured']}", flush=True
@@ -98,7 +117,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--vq-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

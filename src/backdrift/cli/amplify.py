@@ -54,7 +54,7 @@ def main(
     planted = load_backdoor(backdoor or Path(model))
     ball = Ball(norm, radius, planted.trigger.mask if inside_mask else None)
     how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed)
-    loaded = load(plan(model), None, device)
+    loaded = load(plan(model).of_pixels("amplify"), None, device)
     make_scheduler(how.sampler, loaded.schedule)
     loaded.batch_size = batch_size
     method = Amplify(variant, steps=search)

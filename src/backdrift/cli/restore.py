@@ -55,7 +55,7 @@ def main(
         from backdrift.metrics.lpips import Lpips
 
         lpips = Lpips(lpips_weights)
-    loaded = load(plan(model), None, device)
+    loaded = load(plan(model).of_pixels("restore"), None, device)
     loaded.batch_size = batch_size
     known = load_dataset(data, loaded.sample_shape)
     images = known.images

@@ -30,7 +30,7 @@ NAME = "scan"
 
 
 def main(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Checkpoint folders.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders, or org/name@revision.")],
     budget: Annotated[
         str, typer.Option("--budget", help="quick (5,000 evaluations), standard (46,000) or deep.")
     ] = "standard",
@@ -86,6 +86,7 @@ def main(
 ) -> int:
     """Scan checkpoints for backdoors in their starting noise."""
     from backdrift.cli._gate import Gate
+    from backdrift.cli._hub import refuse_references
     from backdrift.cli._resume import Kept, settings_now
     from backdrift.cli._static import look
     from backdrift.core.registry import build
@@ -102,10 +103,12 @@ def main(
     models = below(models) if recursive else models
     if static_only:
         _needs_a_scan(evidence=evidence, baseline=baseline, resume=resume, strict=strict or None)
+        refuse_references(models, "--static-only")
         return look(models, isolation.bounds, wanted, verbose, quiet, fail_on, exit_zero)
     options = settings(option)
     build("detection", detector, {**options, "budget": budget})
     if dry_run:
+        refuse_references(models, "--dry-run")
         return _dry_run(models, detector, budget, options, isolation)
     if device != "cpu":
         check_device(device)
@@ -137,6 +140,7 @@ def _scan(
     how: dict[str, Any],
     quiet: bool,
 ) -> Report | None:
+    from backdrift.cli._hub import scan_any
     from backdrift.cli._progress import progress_bar
     from backdrift.core.results import Failure
     from backdrift.io.errors import CheckpointError, printable
@@ -144,7 +148,7 @@ def _scan(
     try:
         with progress_bar(Path(path).name, quiet) as progress:
             command = shlex.join(["backdrift", *sys.argv[1:]])
-            return isolation.scan(path, progress, **how, command=command)
+            return scan_any(path, isolation, progress, **how, command=command)
     except CheckpointError as error:
         failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
         document.failures.append(failure)

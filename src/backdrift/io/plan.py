@@ -78,6 +78,16 @@ class LoadPlan:
         """How many classes the network is conditioned on; 0 when it takes none."""
         return self.network_config.get("num_class_embeds") or 0
 
+    def of_pixels(self, command: str) -> LoadPlan:
+        """This plan, for a command that does not cover latent models.
+
+        Raises:
+            NotScannable: it is of one.
+        """
+        if self.codec is not None:
+            raise NotScannable(f"{command} does not cover latent models ({self.format}); scan does")
+        return self
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -162,6 +172,13 @@ def inspect(path: str | Path, bounds: Bounds | None = None) -> Inspection:
         not_measured=[*planned.not_scanned, _NO_BEHAVIOUR],
         exit_code=int(any(finding.level == "error" for finding in planned.static)),
     )
+
+
+def check_layout(path: str | Path) -> None:
+    """Whether the configs of a folder are those of a model that is covered; raises as :func:`plan`."""
+    inventory = take_inventory(path)
+    name = _join(_layout(inventory).unet, "config.json")
+    parse_network(_read(inventory, name), name)
 
 
 def network_pickles(path: str | Path) -> dict[str, Path]:
