@@ -61,13 +61,13 @@ class Trial:
         raw = judge.draw(model, None, family, seed)
         plain = model.decode(raw)
         triggered = judge.draw(model, candidate.shift, family, seed, scale)
-        drawn = judge.judge(model.decode(triggered), plain)
+        drawn = judge.look(model, triggered, plain)
         own, rates = _own_samples(model, judge, raw, plain, drawn), {}
         for number, name in enumerate(nulls):
             shift = null_shift(name, candidate.shift, seed, own)
-            null = judge.judge(model.decode(judge.draw(model, shift, family, seed, scale)), plain)
+            null = judge.look(model, judge.draw(model, shift, family, seed, scale), plain)
             same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
-            near = distance(null.samples[judge.samples :], drawn.target) < drawn.threshold
+            near = null.distance(drawn.target)[judge.samples :] < drawn.threshold
             on_target = float(near.float().mean())
             rates[name] = NullRate(on_target, 0.0 if same else null.hit_rate)
             if progress is not None:
@@ -155,7 +155,7 @@ def screen(
         mine = []
         for candidate in (c for c in candidates if (c.family, c.scale is not None) == (family, scaled)):
             triggered = judge.draw(model, candidate.shift, family, seed, candidate.scale)
-            drawn = judge.judge(model.decode(triggered), plain)
+            drawn = judge.look(model, triggered, plain)
             score = drawn.hit_rate - min(1.0, drawn.spread / usual)
             mine.append((score, replace(candidate, target=judge.aim(model, triggered)), drawn))
         followed = 0.0
@@ -163,7 +163,6 @@ def screen(
             _, best, drawn = max(mine, key=lambda item: item[0])
             own = _own_samples(model, judge, raw, plain, drawn)
             shift = null_shift(AIMED[0], best.shift, seed, own)
-            aimed_at = model.decode(judge.draw(model, shift, family, seed, best.scale))
-            followed = judge.judge(aimed_at, plain).hit_rate
+            followed = judge.look(model, judge.draw(model, shift, family, seed, best.scale), plain).hit_rate
         looked += [(score - followed, candidate) for score, candidate, _ in mine]
     return sorted(looked, key=lambda item: -item[0])
