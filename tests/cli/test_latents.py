@@ -51,6 +51,12 @@ def test_a_scan_says_what_it_decoded_with(cli: Any, latent: Path, tmp_path: Path
     assert size_of(found / "evidence-1" / "target.png") == (16, 16)
 
 
+def test_a_dry_run_names_what_decodes(cli: Any, latent: Path) -> None:
+    ran = cli("scan", latent, "--dry-run")
+    assert ran.code == 0, ran.err
+    assert "decodes by vqvae/diffusion_pytorch_model.safetensors to images 1x16x16" in ran.out
+
+
 def test_samples_are_decoded(cli: Any, latent: Path, tmp_path: Path) -> None:
     paths = tmp_path / "grid.png", tmp_path / "strip.png"
     options = ("-n", 2, "--steps", 3, "--latents", paths[1])

@@ -128,6 +128,19 @@ def test_pickle_weights_of_the_vqvae(latent: Path) -> None:
     assert [*network_pickles(latent)] == ["vqvae/diffusion_pytorch_model.bin"]
 
 
+def test_converted_weights_of_the_vqvae_stand_in_for_the_pickle(latent: Path, tmp_path: Path) -> None:
+    expected = load(plan(latent)).origin.sha256
+    name = "vqvae/diffusion_pytorch_model.bin"
+    (latent / VQ_WEIGHTS).rename(tmp_path / "0.safetensors")
+    (latent / name).write_bytes(b"not opened")
+    planned = plan(latent, converted={name: tmp_path / "0.safetensors"})
+    assert planned.codec is not None
+    assert planned.codec.weights.name == name
+    assert [c.name for c in planned.candidates] == ["unet/diffusion_pytorch_model.safetensors"]
+    assert load(planned).origin.sha256 == expected
+    assert [(f.rule, f.file) for f in planned.static] == [("BD502", name)]
+
+
 def test_other_weights_of_the_vqvae_are_named_and_not_used(latent: Path) -> None:
     other = latent / "vqvae" / "diffusion_pytorch_model.fp16.safetensors"
     shutil.copy(latent / VQ_WEIGHTS, other)

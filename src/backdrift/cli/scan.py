@@ -182,6 +182,9 @@ def _dry_run(
         typer.echo(f"{path}: {planned.format}, samples {shape}")
         for weights in planned.candidates:
             typer.echo(f"  scans {weights.name}: {weights.parameters:,} values, {weights.dtype}")
+        if planned.codec is not None:
+            image = "x".join(map(str, planned.codec.image_shape))
+            typer.echo(f"  decodes by {planned.codec.weights.name} to images {image}")
         for left in planned.not_scanned:
             typer.echo(f"  leaves {left.what}: {left.why}")
         typer.echo(
