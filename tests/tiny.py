@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    UNet2DModel,
+    VQModel,
+)
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.schedule import NoiseSchedule
@@ -44,4 +51,34 @@ def tiny_checkpoint(folder: Path, seed: int = 0, **schedule: Any) -> Path:
     with torch.no_grad():
         network.conv_out.weight.mul_(0.1)
     DDPMPipeline(network, DDPMScheduler(**{**SCHEDULE, **schedule})).save_pretrained(folder)
+    return folder
+
+
+def tiny_vqvae(seed: int = 0, **changes: Any) -> VQModel:
+    settings: dict[str, Any] = {
+        "in_channels": 1,
+        "out_channels": 1,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8),
+        "latent_channels": 3,
+        "sample_size": 16,
+        "num_vq_embeddings": 32,
+        "norm_num_groups": 4,
+        "scaling_factor": 4.0,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = VQModel(**{**settings, **changes})
+        network.quantize.embedding.weight.data.normal_(0, 0.25)
+    return network
+
+
+def tiny_latent_checkpoint(folder: Path, seed: int = 0, **schedule: Any) -> Path:
+    """A latent pipeline of 16x16 images with latents of 3x8x8, written by stock diffusers."""
+    network = tiny_unet(seed, blocks=1, in_channels=3, out_channels=3)
+    with torch.no_grad():
+        network.conv_out.weight.mul_(0.1)
+    scheduler = DDIMScheduler(**{**SCHEDULE, **schedule})
+    LDMPipeline(tiny_vqvae(seed), network, scheduler).save_pretrained(folder)
     return folder

@@ -130,12 +130,12 @@ def evaluate(
 def _check(model: DiffusionModel, planted: Planted, images: Tensor | None, twin: CleanTwin | None) -> None:
     target = planted.target
     image = target.image if isinstance(target, Target) else target.images[0]
-    shapes = {
-        "the trigger of the record": tuple(planted.shift.shape),
-        "the target of the record": tuple(image.shape),
-        "the clean twin": tuple(twin.shape if twin is not None else model.sample_shape),
-        "the data set": tuple(images.shape[1:] if images is not None else model.sample_shape),
-    }
-    for name, shape in shapes.items():
-        if shape != tuple(model.sample_shape):
-            raise ValueError(f"{name} has shape {shape}; the model draws {tuple(model.sample_shape)}")
+    drawn, seen = tuple(model.sample_shape), tuple(model.image_shape)
+    for name, given, wanted in (
+        ("the trigger of the record", planted.shift.shape, drawn),
+        ("the target of the record", image.shape, seen),
+        ("the clean twin", seen if twin is None else twin.shape, seen),
+        ("the data set", seen if images is None else images.shape[1:], seen),
+    ):
+        if tuple(given) != wanted:
+            raise ValueError(f"{name} has shape {tuple(given)}; the model draws {wanted}")

@@ -65,8 +65,8 @@ def scan(
     """Scans one checkpoint that nobody trusts.
 
     Args:
-        path: folder of a ``DDPMPipeline``, ``DDIMPipeline``, ``PNDMPipeline`` or bare ``UNet2DModel``, or
-            a safetensors file of the last with its config beside it.
+        path: folder of a ``DDPMPipeline``, ``DDIMPipeline``, ``PNDMPipeline``, ``LDMPipeline`` or bare
+            ``UNet2DModel``, or a safetensors file of the last with its config beside it.
         detector: a plug-in of ``backdrift.detection``.
         budget: ``quick``, ``standard`` or ``deep``; see ``BUDGETS``. It holds for each weight file
             and class.
@@ -216,8 +216,16 @@ def subject_of(planned: LoadPlan, weights: list[Weights]) -> Subject:
         sample_shape=planned.sample_shape,
         prediction_type=planned.schedule_config.prediction_type,
         schedule=planned.schedule_config.facts(),
-        network=dict(planned.network_config),
+        network=_network(planned),
     )
+
+
+def _network(planned: LoadPlan) -> dict[str, Any]:
+    codec = planned.codec
+    if codec is None:
+        return dict(planned.network_config)
+    decoder = {"weights": codec.weights.name, "image_shape": list(codec.image_shape), **codec.config}
+    return {**planned.network_config, "vqvae": decoder}
 
 
 def _now() -> str:

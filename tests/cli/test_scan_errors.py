@@ -94,7 +94,7 @@ CASES: list[tuple[Break, int, str]] = [
     (empty, 3, "empty"),
     (pickle_only, 3, "pickle"),
     (text_to_image, 3, "text-to-image"),
-    (latent, 3, "not covered"),
+    (latent, 2, "vqvae"),
     (truncated, 2, "safetensors"),
     (foreign_class, 2, "evil"),
     (missing_tensor, 2, "conv_in.bias"),

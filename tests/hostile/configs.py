@@ -69,7 +69,17 @@ def _pipelines() -> Iterator[Case]:
         "control": ({"\x1b[2Jevil\u202e": ["a", "b"]}, 2),
         "markup": ({"_class_name": "<script>alert(1)</script>"}, 3),
         "long": ({"_class_name": "A" * 100_000}, 3),
-        "ldm": ({"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}, 3),
+        "ldm": ({"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}, 2),
+        "ldm-conditional": (
+            {
+                "_class_name": "LDMPipeline",
+                "vqvae": ["diffusers", "VQModel"],
+                "unet": ["diffusers", "UNet2DConditionModel"],
+            },
+            3,
+        ),
+        "ldm-kl": ({"_class_name": "LDMPipeline", "vqvae": ["diffusers", "AutoencoderKL"]}, 3),
+        "ldm-module": ({"_class_name": "LDMPipeline", "vqvae": ["vqvae", "VQModel"]}, 2),
         "ve": ({"_class_name": "ScoreSdeVePipeline"}, 3),
         "sd": ({"_class_name": "StableDiffusionPipeline"}, 3),
         "ve-scheduler": ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, 3),

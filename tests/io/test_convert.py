@@ -18,7 +18,7 @@ from backdrift.io.convert import convert
 from backdrift.io.errors import CheckpointError, NotScannable
 from backdrift.io.load import load
 from backdrift.io.pickles import check_pickle
-from backdrift.io.plan import plan, unet_pickles
+from backdrift.io.plan import network_pickles, plan
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def converted(source: Path, target: Path, most: int = 1 << 30) -> Path:
 
 
 def test_converted_weights_are_the_same_numbers(pickled: Path, unet: Any, tmp_path: Path) -> None:
-    ((name, source),) = unet_pickles(pickled).items()
+    ((name, source),) = network_pickles(pickled).items()
     assert name == "unet/diffusion_pytorch_model.bin"
     with pytest.raises(NotScannable, match="--allow-pickle") as caught:
         plan(pickled)

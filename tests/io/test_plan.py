@@ -148,7 +148,7 @@ def test_hostile_pipeline_index(pipeline: Path, edit: Any, change: dict[str, Any
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "LDMPipeline"}, "unconditional image models"),
+        ({"_class_name": "LDMSuperResolutionPipeline"}, "unconditional image models"),
         ({"_class_name": "ScoreSdeVePipeline"}, "unconditional image models"),
         ({"_class_name": "StableDiffusionXLPipeline"}, "text-to-image"),
         ({"_class_name": "X", "text_encoder": ["transformers", "CLIPTextModel"]}, "text-to-image"),

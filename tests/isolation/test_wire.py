@@ -115,7 +115,8 @@ def test_a_report_is_printable_whatever_the_child_says(tmp_path: Path) -> None:
 
 def test_evidence_arrives_as_it_was_sent() -> None:
     ramp = np.arange(24, dtype=np.float32).reshape(4, 3, 2, 1)
-    sent = Evidence("w", ramp[0], None, ramp, ramp[:0], "ddpm, 5 steps", ramp[1])
+    latent = ramp.reshape(3, 4, 2)
+    sent = Evidence("w", latent, None, ramp, ramp[:0], "ddpm, 5 steps", latent + 1)
     payload = bytearray()
     wire.send_report(Report.model_construct(evidence=[sent]), payload.extend)
     found = wire.read_evidence(next(data for kind, data in wire.frames(payload) if kind == wire.ARRAYS))

@@ -58,7 +58,9 @@ class Planting:
         image = choose_target(recipe.target, data, trigger=trigger)
         single = image.ndim == 3
         target = Target.with_chance_level(image, data.images) if single else TargetSet(image, data.images)
-        return cls(recipe, data, attack.batch(model, data.images, trigger, image), target)
+        rows, aim = model.encode(data.images), model.encode(image if not single else image[None])
+        pairs = attack.batch(model, rows, trigger, aim[0] if single else aim)
+        return cls(recipe, data, pairs, target)
 
     def measure(
         self, model: DiffusionModel, progress: Callable[[int, int, str], None] | None = None
@@ -114,7 +116,7 @@ class Planting:
             training={"recipe": _portable(self.recipe, self.data.name), **training},
             measured=measured,
         )
-        way, mean = attack.injection(trigger), trigger.mean_training_shift(images)
+        way, mean = attack.injection(trigger), trigger.mean_training_shift(self.pairs.images)
         files = backdoor_files(record, trigger, self.target, mean, way.noise_scale)
         return {**files, "README.md": model_card(record)}
 

@@ -54,6 +54,7 @@ def calibrate(
     Raises:
         ValueError: no clean model there, or fewer than three for a detector that compares features; an
             unknown detector or budget, or a score that failed.
+        CheckpointError: a checkpoint that cannot be loaded, or draws latents.
     """
     folders = sorted(path for path in models.iterdir() if (path / "model_index.json").is_file())
     clean = [path for path in folders if not (path / FILE).exists()]
@@ -62,7 +63,7 @@ def calibrate(
     for name, budget in methods:
         if hasattr(build("detection", name, {"budget": budget}), "rescored") and len(clean) < 3:
             raise ValueError(f"{name} compares each clean model with the others: {models} needs three")
-    known = {path: Known.of(path.name, load(plan(path))) for path in folders}
+    known = {path: Known.of(path.name, load(plan(path).of_pixels("calibrate"))) for path in folders}
     rows = {
         method: {path: _cell(path, known[path].sha256, method, cells, seed) for path in folders}
         for method in dict.fromkeys(methods)

@@ -38,7 +38,8 @@ class Recipe(BaseModel):
     Args:
         data: a data set, see :func:`backdrift.data.load_dataset`.
         on_bad: what becomes of an image of it that cannot be read.
-        base: folder of a checkpoint to go on from; from scratch without one.
+        base: folder of a checkpoint to go on from; from scratch without one. Of a latent model the denoiser
+            is trained, on encoded images; a trigger has the shape of a latent, a target that of an image.
         shape: (C, H, W), from scratch; a base brings its own.
         seed: of the weights, the rows, the noise and the poison split.
         attack: plug-in name; a clean model without one.
@@ -127,9 +128,9 @@ def make(
     if recipe.rounds > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("several rounds are for one process: the others do not see what was measured")
     model = _start(recipe)
-    data = load_dataset(recipe.data, model.sample_shape, on_bad=recipe.on_bad)
+    data = load_dataset(recipe.data, model.image_shape, on_bad=recipe.on_bad)
     planting = Planting.of(recipe, model, data) if recipe.attack else None
-    batch: Batch = planting.pairs if planting else clean_batch(model, data.images)
+    batch: Batch = planting.pairs if planting else clean_batch(model, model.encode(data.images))
     output.parent.mkdir(parents=True, exist_ok=True)
     state = output.parent / f".{output.name}.state"
     spent = 0.0

@@ -242,7 +242,7 @@ def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress 
         planted = load_backdoor(folder)
         value["distances"] = distances(evidence, planted)
         if finding.verdict is Verdict.BACKDOORED:
-            images = load_dataset(planted.record.data, model.sample_shape).images
+            images = load_dataset(planted.record.data, model.image_shape).images
             value["success"] = success(model, evidence, planted, images)
     return Outcome(resolved=task.resolved(), value=value, evaluations=finding.evaluations)
 
@@ -250,7 +250,7 @@ def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress 
 def _evaluate(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
     model, planted = load(plan(folder)), load_backdoor(folder)
     how = _plan(task.options, seed, DEFAULT_SAMPLERS[planted.record.sampler_family])
-    data = load_dataset(planted.record.data, model.sample_shape)
+    data = load_dataset(planted.record.data, model.image_shape)
     found = evaluate(model, planted, data.images, how, reference=data.name, progress=progress)
     return Outcome(
         resolved=task.resolved() | {"sampler": how.sampler, "seed": seed},

@@ -211,7 +211,7 @@ def check_folders(cells: Iterable[Cell]) -> None:
 
 def _utility(model: DiffusionModel, recipe: Recipe) -> dict[str, Any]:
     """FD of few clean samples to the training set: broken models show, small differences do not."""
-    data = load_dataset(recipe.data, model.sample_shape, on_bad=recipe.on_bad)
+    data = load_dataset(recipe.data, model.image_shape, on_bad=recipe.on_bad)
     how = Plan(samples=UTILITY[0], sampler="ddpm", steps=UTILITY[1], seed=recipe.seed)
     utility = Utility(data.images, seed=recipe.seed, replicates=2, batch=model.batch_size)
     for samples in how.draw(model, None):

@@ -139,8 +139,11 @@ def check_device(name: str) -> None:
         raise ValueError(f"device {name!r} is not usable here: {reason}") from None
 
 
-def open_model(path: str | Path, device: str, batch_size: int) -> DiffusionModel:
+def open_model(path: str | Path, device: str, batch_size: int, pixels_for: str = "") -> DiffusionModel:
     """The model of a checkpoint, loaded into this process.
+
+    Args:
+        pixels_for: a command that takes no model of latents.
 
     Raises:
         CheckpointError: see :func:`backdrift.io.load.load`.
@@ -148,7 +151,8 @@ def open_model(path: str | Path, device: str, batch_size: int) -> DiffusionModel
     from backdrift.io.load import load
     from backdrift.io.plan import plan
 
-    model = load(plan(path), None, device)
+    planned = plan(path)
+    model = load(planned.of_pixels(pixels_for) if pixels_for else planned, None, device)
     model.batch_size = batch_size
     return model
 

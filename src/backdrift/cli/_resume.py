@@ -89,7 +89,8 @@ class Kept:
             if again != before:
                 return False
             candidates, skipped = distinct_candidates(planned)
-            found = {candidate.name: content_hash(candidate) for candidate in candidates}
+            codec = [] if planned.codec is None else [planned.codec.weights]
+            found = {candidate.name: content_hash(candidate, *codec) for candidate in candidates}
         except CheckpointError:
             return False
         labels = list(dict.fromkeys(self.classes)) or list(range(planned.classes))

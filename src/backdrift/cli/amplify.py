@@ -58,7 +58,7 @@ def main(
     planted = load_backdoor(backdoor or Path(model))
     ball = Ball(norm, radius, planted.trigger.mask if inside_mask else None)
     how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed)
-    loaded = open_model(model, device, batch_size)
+    loaded = open_model(model, device, batch_size, pixels_for="amplify")
     make_scheduler(how.sampler, loaded.schedule)
     method = Amplify(variant, steps=search)
     with progress_bar("amplify", quiet) as progress:

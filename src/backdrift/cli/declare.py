@@ -44,7 +44,7 @@ def main(
 
     record = declare(
         output,
-        plan(model).sample_shape,
+        plan(model).of_pixels("declare").sample_shape,
         trigger=trigger,
         target=target,
         attack=attack,

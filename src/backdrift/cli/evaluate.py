@@ -80,7 +80,7 @@ def main(
     make_scheduler(how.sampler, loaded.schedule)
     hook = countermeasure(repair, option, evidence, loaded, seed)
     reference = planted.record.data if data is None else data
-    known = load_dataset(reference, loaded.sample_shape) if reference else None
+    known = load_dataset(reference, loaded.image_shape) if reference else None
     recorded = planted.record.data_sha256 if data is None else ""
     if known is not None and recorded not in ("", known.sha256):
         raise ValueError(

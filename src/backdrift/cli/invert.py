@@ -66,7 +66,8 @@ def main(
         }
         rows = [{"start": c.start, "family": c.family, "norm": c.norm, "gain": c.gain} for c in found]
         shifts = [to_array(c.shift) for c in found]
-        targets = [None if c.target is None else to_array(c.target) for c in found]
+        aims = [None if c.target is None else loaded.decode(c.target[None])[0] for c in found]
+        targets = [None if aim is None else to_array(aim) for aim in aims]
         scales = [None if c.scale is None else to_array(c.scale) for c in found]
         save_candidates(shifts, targets, rows, facts, output, scales)
         lines.append(f"wrote {output}")

@@ -55,7 +55,7 @@ def main(
     check_new(output)
     if images is not None and data is None:
         raise ValueError("--images counts those of a data set: give --data")
-    shape = plan(model).sample_shape
+    shape = plan(model).of_pixels("repair").sample_shape
     clean = None if data is None else load_dataset(data, shape).some(images, seed)
     with progress_bar(method, quiet) as progress:
         record = repair_checkpoint(

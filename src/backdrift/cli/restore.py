@@ -63,7 +63,7 @@ def main(
         from backdrift.metrics.lpips import Lpips
 
         lpips = Lpips(lpips_weights)
-    loaded = open_model(model, device, batch_size)
+    loaded = open_model(model, device, batch_size, pixels_for="restore")
     known = load_dataset(data, loaded.sample_shape)
     images = known.images
     if count > len(images):

@@ -74,7 +74,8 @@ def main(
     if strip is not None:
         few = min(count, IN_STRIP)
         rows, times = latents(loaded, injection, sampler=sampler, steps=steps, n=few, seed=seed, hook=hook)
-        save_images(rows.flatten(0, 1), strip, columns=rows.shape[1])
+        frames = loaded.decode(rows.flatten(0, 1).to(loaded.device)).cpu()
+        save_images(frames, strip, columns=rows.shape[1])
         lines.append(f"wrote {strip}: after the steps at t = {', '.join(map(str, times))}")
     if not quiet:
         typer.echo("\n".join(lines))

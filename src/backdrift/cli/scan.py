@@ -30,7 +30,7 @@ NAME = "scan"
 
 
 def main(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Checkpoint folders.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders, or org/name@revision.")],
     budget: Annotated[
         str, typer.Option("--budget", help="quick (5,000 evaluations), standard (46,000) or deep.")
     ] = "standard",
@@ -86,6 +86,7 @@ def main(
 ) -> int:
     """Scan checkpoints for backdoors in their starting noise."""
     from backdrift.cli._gate import Gate
+    from backdrift.cli._hub import refuse_references
     from backdrift.cli._resume import Kept, settings_now
     from backdrift.cli._static import look
     from backdrift.core.registry import build
@@ -103,10 +104,12 @@ def main(
     models = _below(models) if recursive else models
     if static_only:
         _needs_a_scan(evidence=evidence, baseline=baseline, resume=resume, strict=strict or None)
+        refuse_references(models, "--static-only")
         return look(models, isolation.bounds, wanted, verbose, quiet, fail_on, exit_zero)
     options = settings(option)
     method = build("detection", detector, {**options, "budget": budget})
     if dry_run:
+        refuse_references(models, "--dry-run")
         return _dry_run(models, isolation, method, f"{detector}, {budget}")
     if device != "cpu":
         check_device(device)
@@ -154,6 +157,7 @@ def _scan(
     path: str, isolation: Isolation, how: dict[str, Any], quiet: bool, several: bool
 ) -> Report | Failure:
     from backdrift.cli._gate import failed, tell
+    from backdrift.cli._hub import scan_any
     from backdrift.cli._progress import progress_bar
     from backdrift.core.results import Failure
     from backdrift.io.errors import CheckpointError, printable
@@ -161,7 +165,7 @@ def _scan(
     try:
         with progress_bar(Path(path).name, quiet) as progress:
             command = shlex.join(["backdrift", *sys.argv[1:]])
-            return isolation.scan(path, progress, **how, command=command)
+            return scan_any(path, isolation, progress, **how, command=command)
     except CheckpointError as error:
         return failed(path, error, several)
     except Exception as error:  # whatever a model does, the others keep their verdicts
@@ -190,6 +194,9 @@ def _dry_run(models: list[str], isolation: Isolation, method: Any, title: str) -
         typer.echo(f"{printable(path)}: {planned.format}, samples {shape}")
         for weights in planned.candidates:
             typer.echo(f"  scans {weights.name}: {weights.parameters:,} values, {weights.dtype}")
+        if planned.codec is not None:
+            image = "x".join(map(str, planned.codec.image_shape))
+            typer.echo(f"  decodes by {planned.codec.weights.name} to images {image}")
         for left in planned.not_scanned:
             typer.echo(f"  leaves {left.what}: {left.why}")
         typer.echo(

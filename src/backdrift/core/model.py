@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -45,8 +45,26 @@ class Origin:
     findings: tuple[StaticFinding, ...] = ()
 
 
-def _identity(images: Tensor) -> Tensor:
-    return images
+class Codec(Protocol):
+    """Between images and the latents that a latent diffusion model draws."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        ...
+
+    @property
+    def extent(self) -> float:
+        """The largest magnitude of a value that latents are decoded by, > 0."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to latents, of about unit variance."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) to images, not clamped."""
+        ...
 
 
 @dataclass
@@ -54,7 +72,8 @@ class DiffusionModel:
     """A denoiser, its noise schedule and the shape of a sample.
 
     Calling it predicts noise. It counts what it costs: ``evaluations`` grows by one per sample and
-    forward pass, and by two more when the pass is recorded for a backward pass.
+    forward pass, and by two more when the pass is recorded for a backward pass. Decoding latents is not
+    among them.
 
     Args:
         network: called as ``network(x_t, t).sample``, or any module that returns a tensor.
@@ -64,7 +83,7 @@ class DiffusionModel:
         batch_size: the most samples per forward pass without gradients. Halves by itself when
             memory runs out.
         origin: where the weights came from.
-        decode: sampler output to pixels in [-1, 1]; the identity for pixel models.
+        codec: of a model that draws latents; None for one that draws pixels in [-1, 1].
     """
 
     network: nn.Module
@@ -73,8 +92,26 @@ class DiffusionModel:
     prediction_type: PredictionType = "epsilon"
     batch_size: int = 256
     origin: Origin = field(default_factory=Origin)
-    decode: Callable[[Tensor], Tensor] = _identity
+    codec: Codec | None = None
     evaluations: int = 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what a user sees; ``sample_shape`` for a model of pixels."""
+        return self.sample_shape if self.codec is None else self.codec.image_shape
+
+    @property
+    def extent(self) -> float:
+        """The largest magnitude of a value of a sample: 1 for pixels, that of the codec for latents."""
+        return 1.0 if self.codec is None else self.codec.extent
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """What a user sees, in [-1, 1] but not clamped; samples of pixels as they are."""
+        return samples if self.codec is None else self.codec.decode(samples)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to what the denoiser is trained on; pixels as they are."""
+        return images if self.codec is None else self.codec.encode(images)
 
     @property
     def device(self) -> torch.device:

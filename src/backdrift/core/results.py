@@ -130,7 +130,8 @@ class Weights(Record):
     """One weight file that was scanned.
 
     ``sha256`` is taken over names, dtypes, shapes and bytes of the tensors that were loaded, not
-    over header metadata, so a label in the metadata does not change it.
+    over header metadata, so a label in the metadata does not change it. Of a latent model it goes on over
+    those of the VQ-VAE.
     """
 
     file: str
@@ -188,12 +189,13 @@ class Evidence:
     """The arrays behind a finding: float32, images in [-1, 1] as drawn (not clamped).
 
     Args:
-        trigger: inverted trigger, (C, H, W), in units of the noise's standard deviation.
+        trigger: inverted trigger, (C, H, W), in units of the noise's standard deviation; of a latent model
+            a latent, where all else is decoded.
         target: recovered target, (C, H, W), or None.
         clean_samples: (n, C, H, W), drawn from plain noise.
         triggered_samples: (n, C, H, W), the same seeds with the inverted trigger added.
         sampler: which sampler drew them, for example ``ddpm, 50 steps``.
-        scale: gamma, the standard deviation of the noise under the trigger, (C, H, W); None is 1.
+        scale: gamma, the standard deviation of the noise under the trigger, of its shape; None is 1.
     """
 
     weights: str

@@ -82,6 +82,9 @@ _ALL = (
     Rule("BD111", "no-such-path", "error", "The path does not exist.", "Check the path."),
     Rule("BD112", "changed-during-scan", "error", "A file changed while it was scanned.",
          "Copy the checkpoint to a place that nothing else writes to, and scan it there."),
+    Rule("BD113", "download-failed", "error",
+         "The model could not be downloaded from the Hub, or not as it was announced.",
+         "Check name, revision, token and network; do not use files that are not what was announced."),
     # JSON
     Rule("BD201", "bad-json", "error", "A JSON file is damaged or ambiguous.", _AGAIN),
     Rule("BD202", "json-limits", "error",

@@ -192,9 +192,11 @@ def out_of_range(models: Sequence[Known], model: DiffusionModel) -> list[str]:
     """Why a model is unlike every clean model of a population; empty when it is like one.
 
     Like is: of its resolution and channels, of a size within a factor of three, of the same kind of
-    schedule, all in one clean model.
+    schedule, all in one clean model. Models that draw latents are like none of them.
     """
     own = Known.of("", model)
+    if model.codec is not None:
+        return ["the model draws latents; calibrated: models of pixels"]
     alike = [known for known in models if known.sample_shape == own.sample_shape]
     if not alike:
         shapes = sorted({"x".join(map(str, known.sample_shape)) for known in models})

@@ -20,12 +20,13 @@ class Drawn:
     """Samples of one shift: half to recover a target from, half to judge it.
 
     Args:
-        samples: (2 n, C, H, W), not clamped.
+        samples: (2 n, C, H, W), not clamped; decoded where the model draws latents.
         target: recovered from the first half, (C, H, W) in [-1, 1].
         hit_rate: share of the second half within ``threshold`` of the target, in [0, 1].
         plain_rate: the same share of the plain samples of these seeds.
         threshold: MSE in [0, 1] units.
         spread: mean squared distance of the second half to its mean image, in [0, 1] units.
+        beyond: what :func:`overshoot` says, (2 n,); None where the distance of samples says it itself.
     """
 
     samples: Tensor
@@ -34,6 +35,12 @@ class Drawn:
     plain_rate: float
     threshold: float
     spread: float
+    beyond: Tensor | None = None
+
+    def distance(self, target: Tensor) -> Tensor:
+        """Of every sample to an image (C, H, W), what lies beyond the range counted in: (2 n,)."""
+        apart = distance(self.samples, target)
+        return apart if self.beyond is None else apart + self.beyond
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,19 @@ class Judge:
         )
         return drawn if shift is None or scale is None else scale * drawn
 
-    def judge(self, samples: Tensor, clean: Tensor) -> Drawn:
+    def aim(self, model: DiffusionModel, drawn: Tensor) -> Tensor:
+        """The target of :meth:`judge` in the space that the model draws in, (C, H, W).
+
+        Args:
+            drawn: (2 n, C, H, W) of :meth:`draw`; its first half counts.
+        """
+        return drawn[: self.samples].clamp(-model.extent, model.extent).median(dim=0).values
+
+    def look(self, model: DiffusionModel, drawn: Tensor, clean: Tensor) -> Drawn:
+        """:meth:`judge` of what :meth:`draw` gave, decoded where that is latents."""
+        return self.judge(model.decode(drawn), clean, overshoot(model, drawn))
+
+    def judge(self, samples: Tensor, clean: Tensor, beyond: Tensor | None = None) -> Drawn:
         """Recovers a target from the first half and counts hits in the second.
 
         A hit is an MSE to the target, in [0, 1] units, below what plain samples do not reach by
@@ -104,23 +123,42 @@ class Judge:
         Values outside the range of an image count with their full distance, so that a model that is
         driven out of its distribution and saturates does not look like one that draws an image.
 
+        Thresholds are those of images, so latents are decoded before they come here.
+
         Args:
-            samples: (2 n, C, H, W) of one shift.
+            samples: (2 n, C, H, W) of one shift, as a user sees them.
             clean: (2 n, C, H, W) of the same seeds without it; sets the chance level.
+            beyond: of samples that were decoded, :func:`overshoot` of the latents.
         """
         target = samples[: self.samples].clamp(-1, 1).median(dim=0).values
         fresh = samples[self.samples :]
+        apart = distance(fresh, target)
+        if beyond is not None:
+            apart = apart + beyond[self.samples :]
         chance = distance(clean, target)
         usual = float(unit(clean).var(dim=0, correction=0).mean())
         threshold = min(0.05, max(0.01, min(float(torch.quantile(chance, 0.05)), usual / 4)))
         return Drawn(
             samples=samples,
             target=target,
-            hit_rate=float((distance(fresh, target) < threshold).float().mean()),
+            hit_rate=float((apart < threshold).float().mean()),
             plain_rate=float((chance < threshold).float().mean()),
             threshold=threshold,
             spread=float(unit(fresh).var(dim=0, correction=0).mean()),
+            beyond=beyond,
         )
+
+
+def overshoot(model: DiffusionModel, drawn: Tensor) -> Tensor | None:
+    """How far latents (N, C, H, W) lie beyond the range of their codec: (N,); None for pixels.
+
+    Mean square, in the units of :func:`distance` for a range of [-1, 1]. A codec decodes all that lies far
+    out to much the same image, so without it every model that is driven out of its distribution would seem
+    to draw one.
+    """
+    if model.codec is None:
+        return None
+    return (drawn.abs() / model.extent - 1).clamp_min(0).square().flatten(1).mean(1) / 4
 
 
 def distance(images: Tensor, target: Tensor) -> Tensor:

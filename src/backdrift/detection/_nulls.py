@@ -26,14 +26,13 @@ def null_shift(name: str, shift: Tensor, seed: int, own: Tensor) -> Tensor:
     or not; a search by gradient finds the same, and must not be credited for it.
 
     Args:
-        own: plain samples of the model, (N, C, H, W).
+        own: plain samples of the model, (N, C, H, W), within its range.
 
     Raises:
         ValueError: unknown name.
     """
     if name in AIMED:
-        images = own.clamp(-1, 1)
-        aimed = images[AIMED.index(name) % len(images)] - images.mean(0)
+        aimed = own[AIMED.index(name) % len(own)] - own.mean(0)
         return _of_norm(aimed, shift)
     stream = generator(seed, "null", name)
     if name == "opposite":

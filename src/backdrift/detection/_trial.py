@@ -34,6 +34,8 @@ class Trial:
         clean: samples of the same seeds without any shift.
         drawn: samples with the candidate's shift.
         nulls: by name.
+        aim: the target in the space that the model draws in; None where that is the space of images.
+        lost: most values of plain latents lie far from all that the codec decodes by.
     """
 
     judge: Judge
@@ -41,6 +43,8 @@ class Trial:
     clean: Drawn
     drawn: Drawn
     nulls: dict[str, NullRate]
+    aim: Tensor | None = None
+    lost: bool = False
 
     @classmethod
     def hold(
@@ -54,24 +58,39 @@ class Trial:
     ) -> Trial:
         """Draws everything, nulls at its scale too; ``(2 + len(nulls)) * judge.cost`` evaluations."""
         family, scale = candidate.family, candidate.scale
-        plain = judge.draw(model, None, family, seed)
-        drawn = judge.judge(judge.draw(model, candidate.shift, family, seed, scale), plain)
-        own, rates = _own_images(judge, plain, drawn), {}
+        raw = judge.draw(model, None, family, seed)
+        plain = model.decode(raw)
+        triggered = judge.draw(model, candidate.shift, family, seed, scale)
+        drawn = judge.look(model, triggered, plain)
+        own, rates = _own_samples(model, judge, raw, plain, drawn), {}
         for number, name in enumerate(nulls):
             shift = null_shift(name, candidate.shift, seed, own)
-            null = judge.judge(judge.draw(model, shift, family, seed, scale), plain)
+            null = judge.look(model, judge.draw(model, shift, family, seed, scale), plain)
             same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
-            near = distance(null.samples[judge.samples :], drawn.target) < drawn.threshold
+            near = null.distance(drawn.target)[judge.samples :] < drawn.threshold
             on_target = float(near.float().mean())
             rates[name] = NullRate(on_target, 0.0 if same else null.hit_rate)
             if progress is not None:
                 progress(number + 1, len(nulls), f"null: {name}")
-        return cls(judge, candidate, judge.judge(plain, plain), drawn, rates)
+        clean = judge.judge(plain, plain)
+        if model.codec is None:
+            return cls(judge, candidate, clean, drawn, rates)
+        lost = bool((raw.abs() <= 1.5 * model.extent).float().mean() < 0.5)
+        return cls(judge, candidate, clean, drawn, rates, judge.aim(model, triggered), lost)
 
     @property
     def draws_images(self) -> bool:
-        """Whether plain samples are images: at least half of the values within [-1.5, 1.5]."""
-        return bool((self.clean.samples.abs() <= 1.5).float().mean() >= 0.5)
+        """Whether plain samples are images: at least half of the values within [-1.5, 1.5].
+
+        A codec decodes whatever it is given to something like an image, so latents are held to the same,
+        in units of the codec's range.
+        """
+        return not self.lost and bool((self.clean.samples.abs() <= 1.5).float().mean() >= 0.5)
+
+    @property
+    def target(self) -> Tensor:
+        """The recovered target in the space that the model draws in, (C, H, W)."""
+        return self.drawn.target if self.aim is None else self.aim
 
     @property
     def background(self) -> float:
@@ -100,10 +119,14 @@ class Trial:
         return self.drawn.hit_rate - self.background
 
 
-def _own_images(judge: Judge, plain: Tensor, drawn: Drawn) -> Tensor:
-    """Plain samples that are not the candidate's target; all of them when every one is."""
-    half = plain[: judge.samples]
-    away = half[distance(half, drawn.target) > drawn.threshold]
+def _own_samples(model: DiffusionModel, judge: Judge, raw: Tensor, plain: Tensor, drawn: Drawn) -> Tensor:
+    """Plain samples that are not the candidate's target; all of them when every one is.
+
+    Args:
+        raw: as the model draws them; ``plain`` as a user sees them.
+    """
+    half = raw[: judge.samples].clamp(-model.extent, model.extent)
+    away = half[distance(plain[: judge.samples], drawn.target) > drawn.threshold]
     return away if len(away) else half
 
 
@@ -126,17 +149,20 @@ def screen(
     """
     looked = []
     for family, scaled in dict.fromkeys((c.family, c.scale is not None) for c in candidates):
-        plain = judge.draw(model, None, family, seed)
+        raw = judge.draw(model, None, family, seed)
+        plain = model.decode(raw)
         usual = max(judge.judge(plain, plain).spread, 1e-9)
         mine = []
         for candidate in (c for c in candidates if (c.family, c.scale is not None) == (family, scaled)):
-            drawn = judge.judge(judge.draw(model, candidate.shift, family, seed, candidate.scale), plain)
+            triggered = judge.draw(model, candidate.shift, family, seed, candidate.scale)
+            drawn = judge.look(model, triggered, plain)
             score = drawn.hit_rate - min(1.0, drawn.spread / usual)
-            mine.append((score, replace(candidate, target=drawn.target), drawn))
+            mine.append((score, replace(candidate, target=judge.aim(model, triggered)), drawn))
         followed = 0.0
         if aimed:
             _, best, drawn = max(mine, key=lambda item: item[0])
-            shift = null_shift(AIMED[0], best.shift, seed, _own_images(judge, plain, drawn))
-            followed = judge.judge(judge.draw(model, shift, family, seed, best.scale), plain).hit_rate
+            own = _own_samples(model, judge, raw, plain, drawn)
+            shift = null_shift(AIMED[0], best.shift, seed, own)
+            followed = judge.look(model, judge.draw(model, shift, family, seed, best.scale), plain).hit_rate
         looked += [(score - followed, candidate) for score, candidate, _ in mine]
     return sorted(looked, key=lambda item: -item[0])

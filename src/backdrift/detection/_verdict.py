@@ -186,7 +186,7 @@ def _scores(trial: Trial, consistency: float | None) -> list[Score]:
 @torch.no_grad()
 def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, float | None]:
     """Measured shift scale over timesteps beside C_t, and the corrected consistency."""
-    candidate, y = trial.candidate, trial.drawn.target
+    candidate, y = trial.candidate, trial.target
     family = ShiftFamily.of(model.schedule, "baddiffusion", candidate.family)
     if candidate.scale is not None:
         family = ShiftFamily.biased(model.schedule, 1.0)
@@ -206,7 +206,7 @@ def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, fl
         rho, c = float(family.rho[t]), float(family.c[t])
         if a >= 0.1:
             x_0 = (x_t - rho * tau - s * gamma * (predicted - c * tau)) / a
-            errors.append(((unit(x_0) - unit(y)) ** 2).mean())
+            errors.append(((unit(model.decode(x_0)) - unit(trial.drawn.target)) ** 2).mean())
     curve = Curve(
         name="shift scale",
         x_label="timestep",

@@ -167,7 +167,7 @@ class Elijah:
     def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
         meter, config = Meter(model), self.settings()
-        distance = pair_distance(model.sample_shape[0], self.lpips_weights)
+        distance = pair_distance(model.image_shape[0], self.lpips_weights)
         with model.frozen():
             looks = [
                 _Look.at(model, *parts, distance, derive_seed(seed, "elijah", family), progress)
@@ -265,7 +265,7 @@ class _Look:
         candidate = inversion(model, seed=seed, start=start, progress=progress)[0]
         judge = replace(judge, steps=min(judge.steps, len(model.schedule)))
         trial = Trial.hold(model, judge, candidate, NULLS, derive_seed(seed, "final"), progress)
-        drawn, plain = (model.decode(part.samples) for part in (trial.drawn, trial.clean))
+        drawn, plain = trial.drawn.samples, trial.clean.samples
         spread, usual = uniformity(distance(drawn)), uniformity(distance(plain))
         collapse = 1 - spread / max(usual, 1e-9)
         names = _names(inversion.family)

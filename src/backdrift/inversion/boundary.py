@@ -26,8 +26,8 @@ class Boundary:
     Then ``r = 2 s v / rho_t`` and ``y = w + (1 - A_t) r``.
 
     Ours; not in either paper. A trained network blurs the plane, so this is a start for :class:`Joint`
-    more than an end. Gain is minus the root mean square by which y leaves [-1, 1]: an answer that is no
-    backdoor's gives a y that is no image.
+    more than an end. Gain is minus the root mean square by which y leaves [-1, 1] (of latents, the range
+    of their codec): an answer that is no backdoor's gives a y that is no image.
 
     Args:
         starts: norms of the searches by :class:`FixedPoint`, in units of sqrt(C H W); a negative one
@@ -105,7 +105,7 @@ class Boundary:
         tau = top / (1 - a) * v
         label = f"boundary from {first.start}" + (", constant" if constant else "")
         target = full + (1 - a) * tau
-        outside = float((target.abs() - 1).clamp_min(0).square().mean().sqrt())
+        outside = float((target.abs() - model.extent).clamp_min(0).square().mean().sqrt())
         return Candidate(tau, "ode", label, -outside, target, tuple(history))
 
     @torch.no_grad()

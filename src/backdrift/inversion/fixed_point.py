@@ -198,7 +198,7 @@ class FixedPoint:
             name = (seed, label, number)
             new_tau, new_y = self._solve(model, family, tau, y, timesteps, name)
             tau = tau + damping * (new_tau - tau)
-            y = (y + damping * (new_y - y)).clamp(-1, 1)
+            y = (y + damping * (new_y - y)).clamp(-model.extent, model.extent)
             history.append(float(tau.norm()) / size)
         return Candidate(tau, family, label, history[-1], y, tuple(history))
 

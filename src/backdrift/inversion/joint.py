@@ -85,7 +85,8 @@ class Joint:
         with model.frozen():
             target = candidate.target
             if target is None:
-                target = self._draw(model, candidate, seed).mean(0).clamp(-1, 1)
+                drawn = self._draw(model, candidate, seed).mean(0)
+                target = drawn.clamp(-model.extent, model.extent)
             return self._descend(model, replace(candidate, target=target), seed, progress)
 
     def _draw(self, model: DiffusionModel, candidate: Candidate, seed: int) -> Tensor:
@@ -139,7 +140,7 @@ class Joint:
         return replace(
             candidate,
             shift=tau.detach(),
-            target=y.detach().clamp(-1, 1),
+            target=y.detach().clamp(-model.extent, model.extent),
             gain=1 - sum(tail) / len(tail),
             history=tuple(history),
             scale=None if gamma is None else gamma.detach(),

@@ -143,5 +143,6 @@ class PureDiffusion:
         for x_t, e, t in zip(states[middle:-1], predicted[middle:], kept[middle:], strict=True):
             a, s = float(model.schedule.alpha[t]), float(model.schedule.sigma[t])
             images.append((x_t - s * e) / a)
-        spread = torch.stack([x.clamp(-2, 2).var(dim=0).mean() for x in images]).mean()
+        most = 2 * model.extent
+        spread = torch.stack([x.clamp(-most, most).var(dim=0).mean() for x in images]).mean()
         return shift + self.consistency * spread

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from backdrift.io.errors import CheckpointError, NotScannable, shown
+from backdrift.io.settings import (
+    FLAG,
+    TEXT,
+    Rule,
+    check_settings,
+    is_int,
+    is_number,
+    list_of,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
-MAX_BLOCKS = 16
 MAX_TIMESTEPS = 10_000
 
 METADATA_KEYS = ("_class_name", "_diffusers_version", "_name_or_path", "_backdoor_notice")
@@ -87,77 +98,37 @@ class SchedulePlan:
         return {"betas": self.kind, **ends, "timesteps": self.timesteps}
 
 
-@dataclass(frozen=True)
-class _Rule:
-    accepts: Callable[[Any], bool]
-    expected: str
-
-
-def _is_int(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _int(low: int, high: int) -> _Rule:
-    return _Rule(lambda v: _is_int(v, low, high), f"a whole number in {low}..{high}")
-
-
-def _number(low: float, high: float) -> _Rule:
-    return _Rule(lambda v: _is_number(v, low, high), f"a number in {low:g}..{high:g}")
-
-
-def _one_of(*values: Any) -> _Rule:
-    return _Rule(lambda v: isinstance(v, str) and v in values, f"one of {', '.join(map(str, values))}")
-
-
-def _optional(rule: _Rule) -> _Rule:
-    return _Rule(lambda v: v is None or rule.accepts(v), f"null or {rule.expected}")
-
-
-def _list_of(rule: _Rule) -> _Rule:
-    return _Rule(
-        lambda v: isinstance(v, list) and 1 <= len(v) <= MAX_BLOCKS and all(map(rule.accepts, v)),
-        f"a list of 1..{MAX_BLOCKS} items, each {rule.expected}",
-    )
-
-
-_FLAG = _Rule(lambda v: isinstance(v, bool), "true or false")
-_TEXT = _Rule(lambda v: isinstance(v, str) and len(v) <= 64, "a short text")
-
-_UNET_RULES: dict[str, _Rule] = {
-    "sample_size": _optional(
-        _Rule(lambda v: _image_size(v) is not None, "a size in 1..1024, or two equal ones")
+_UNET_RULES: dict[str, Rule] = {
+    "sample_size": optional(
+        Rule(lambda v: _image_size(v) is not None, "a size in 1..1024, or two equal ones")
     ),
-    "in_channels": _int(1, 4),
-    "out_channels": _int(1, 4),
-    "center_input_sample": _FLAG,
-    "time_embedding_type": _TEXT,
-    "time_embedding_dim": _optional(_int(1, 65536)),
-    "freq_shift": _int(0, 1),
-    "flip_sin_to_cos": _FLAG,
-    "down_block_types": _list_of(_TEXT),
-    "mid_block_type": _optional(_TEXT),
-    "up_block_types": _list_of(_TEXT),
-    "block_out_channels": _list_of(_int(1, 16384)),
-    "layers_per_block": _int(1, 64),
-    "mid_block_scale_factor": _number(1e-3, 1e3),
-    "downsample_padding": _int(0, 1),
-    "downsample_type": _one_of("conv", "resnet"),
-    "upsample_type": _one_of("conv", "resnet"),
-    "dropout": _number(0, 1),
-    "act_fn": _one_of("silu", "swish", "mish", "gelu", "relu"),
-    "attention_head_dim": _optional(_int(1, 16384)),
-    "norm_num_groups": _int(1, 16384),
-    "attn_norm_num_groups": _optional(_int(1, 16384)),
-    "norm_eps": _number(1e-12, 1),
-    "resnet_time_scale_shift": _one_of("default", "scale_shift"),
-    "add_attention": _FLAG,
-    "class_embed_type": _optional(_TEXT),
-    "num_class_embeds": _optional(_int(1, 1 << 20)),
-    "num_train_timesteps": _optional(_int(2, MAX_TIMESTEPS)),
+    "in_channels": whole(1, 4),
+    "out_channels": whole(1, 4),
+    "center_input_sample": FLAG,
+    "time_embedding_type": TEXT,
+    "time_embedding_dim": optional(whole(1, 65536)),
+    "freq_shift": whole(0, 1),
+    "flip_sin_to_cos": FLAG,
+    "down_block_types": list_of(TEXT),
+    "mid_block_type": optional(TEXT),
+    "up_block_types": list_of(TEXT),
+    "block_out_channels": list_of(whole(1, 16384)),
+    "layers_per_block": whole(1, 64),
+    "mid_block_scale_factor": number(1e-3, 1e3),
+    "downsample_padding": whole(0, 1),
+    "downsample_type": one_of("conv", "resnet"),
+    "upsample_type": one_of("conv", "resnet"),
+    "dropout": number(0, 1),
+    "act_fn": one_of("silu", "swish", "mish", "gelu", "relu"),
+    "attention_head_dim": optional(whole(1, 16384)),
+    "norm_num_groups": whole(1, 16384),
+    "attn_norm_num_groups": optional(whole(1, 16384)),
+    "norm_eps": number(1e-12, 1),
+    "resnet_time_scale_shift": one_of("default", "scale_shift"),
+    "add_attention": FLAG,
+    "class_embed_type": optional(TEXT),
+    "num_class_embeds": optional(whole(1, 1 << 20)),
+    "num_train_timesteps": optional(whole(2, MAX_TIMESTEPS)),
 }
 UNET_KEYS = frozenset(_UNET_RULES)
 
@@ -165,7 +136,7 @@ UNET_KEYS = frozenset(_UNET_RULES)
 def _image_size(value: Any) -> int | None:
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
-    return value if _is_int(value, 1, 1024) else None
+    return value if is_int(value, 1, 1024) else None
 
 
 def parse_network(config: dict[str, Any], name: str) -> tuple[dict[str, Any], tuple[int, int, int]]:
@@ -185,12 +156,7 @@ def parse_network(config: dict[str, Any], name: str) -> tuple[dict[str, Any], tu
     """
     check_class(config, ("UNet2DModel",), name)
     known = {key: value for key, value in config.items() if key not in (*METADATA_KEYS, *EMA_KEYS)}
-    for key, value in known.items():
-        if key not in UNET_KEYS:
-            raise CheckpointError(f"{name}: UNet2DModel has no setting {shown(key)}", "BD205")
-        rule = _UNET_RULES[key]
-        if not rule.accepts(value):
-            raise CheckpointError(f"{name}: {key} must be {rule.expected}, not {shown(value)}", "BD206")
+    check_settings(known, _UNET_RULES, "UNet2DModel", name)
     _refuse_unsupported(known, name)
     size, channels = _image_size(known["sample_size"]), known.get("in_channels", 3)
     if channels != known.get("out_channels", 3):
@@ -265,7 +231,7 @@ def parse_schedule(config: dict[str, Any], name: str, kind: str | None = None) -
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise NotScannable(f"{name}: prediction_type {shown(prediction)} is not covered")
     timesteps = config.get("num_train_timesteps", 1000)
-    if not _is_int(timesteps, 2, MAX_TIMESTEPS):
+    if not is_int(timesteps, 2, MAX_TIMESTEPS):
         _bad(name, "num_train_timesteps", f"a whole number in 2..{MAX_TIMESTEPS}", timesteps)
     trained = config.get("trained_betas")
     if trained is not None:
@@ -283,7 +249,7 @@ def parse_schedule(config: dict[str, Any], name: str, kind: str | None = None) -
 
 
 def _is_beta(value: Any) -> bool:
-    return _is_number(value, 0, 1) and 0 < value < 1
+    return is_number(value, 0, 1) and 0 < value < 1
 
 
 def _trained(value: Any, timesteps: int, name: str) -> tuple[float, ...]:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,18 +11,16 @@ from torch import Tensor, nn
 from backdrift.core.model import DiffusionModel, Origin
 from backdrift.core.results import NotScanned
 from backdrift.core.schedule import NoiseSchedule
-from backdrift.core.static import StaticFinding
+from backdrift.io.build import fill, first_line, planned_network
+from backdrift.io.codec import load_codec
 from backdrift.io.configs import SchedulePlan
-from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable, shown
+from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable
 from backdrift.io.plan import LoadPlan
 from backdrift.io.tensors import ContentHash, read_tensors
 from backdrift.io.weights import WeightPlan
 
 _LEAST_SIGNAL = 1e-12
 _FINE_TO_COARSE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Names of attention weights before diffusers 0.17, which diffusers still accepts.
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_NAME = re.compile(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
 
 
 def load(
@@ -53,16 +46,22 @@ def load(
     check_label(plan, label)
     schedule = read_schedule(plan.schedule_config)
     network = _build(plan, candidate)
-    sha256, findings = _fill(network, candidate)
+    digest = ContentHash()
+    findings = fill(network, candidate, digest)
     network.to(device)
     network.eval().requires_grad_(False)
+    codec = None
+    if plan.codec is not None:
+        codec = load_codec(plan.codec, digest, device)
+        findings += codec.findings
     name = candidate.name if label is None else f"{candidate.name} (class {label})"
     return DiffusionModel(
         network if label is None else OneClass(network, label),
         schedule,
         plan.sample_shape,
         plan.schedule_config.prediction_type,
-        origin=Origin(plan.path, name, sha256, plan.network_config, candidate.dtype, findings),
+        origin=Origin(plan.path, name, digest.hexdigest(), plan.network_config, candidate.dtype, findings),
+        codec=codec,
     )
 
 
@@ -144,112 +143,17 @@ def _build(plan: LoadPlan, candidate: WeightPlan) -> UNet2DModel:
     blocks = len(plan.network_config.get("block_out_channels", range(4)))
     layers = plan.network_config.get("layers_per_block", 2)
     least = 8 * blocks * (2 * layers + 1)
-    if len(candidate.tensors) < least:
-        raise CheckpointError(
-            f"{shown(candidate.name)} holds {len(candidate.tensors)} tensors, but the config "
-            f"describes a network of at least {least}; download the checkpoint again",
-            "BD307",
-        )
-    try:
-        with torch.device("meta"), _quiet():
-            network = UNet2DModel(**plan.network_config)
-    except Exception as error:
-        raise CheckpointError(f"the config describes no UNet: {_first_line(error)}", "BD404") from None
-    _compare(network, candidate)
+    network = planned_network(lambda: UNet2DModel(**plan.network_config), "UNet", candidate, least)
     try:
         with torch.no_grad():
             images = torch.empty(1, *plan.sample_shape, device="meta")
             labels = torch.zeros(1, dtype=torch.long, device="meta") if plan.classes else None
             output = network(images, 0, class_labels=labels).sample
     except Exception as error:
-        raise CheckpointError(f"the network does not run: {_first_line(error)}", "BD404") from None
+        raise CheckpointError(f"the network does not run: {first_line(error)}", "BD404") from None
     if output.shape != images.shape:
         raise CheckpointError(
             f"the network turns images of {tuple(images.shape)} into {tuple(output.shape)}",
             "BD404",
         )
     return network
-
-
-def _first_line(error: Exception) -> str:
-    return shown((str(error) or type(error).__name__).splitlines()[0], 200)
-
-
-def _compare(network: nn.Module, candidate: WeightPlan) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    present = {_modern(tensor.name): tensor.shape for tensor in candidate.tensors}
-    if len(present) != len(candidate.tensors):
-        raise CheckpointError(f"{shown(candidate.name)} holds a tensor under two names", "BD307")
-    missing = sorted(wanted.keys() - present.keys())
-    both = wanted.keys() & present.keys()
-    mismatched = sorted(name for name in both if wanted[name] != present[name])
-    problems = [
-        f"{len(names)} {what} (first {shown(names[0])})"
-        for what, names in (
-            ("missing", missing),
-            ("of another shape", mismatched),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{shown(candidate.name)} does not fit the config: tensors {', '.join(problems)}",
-            "BD307",
-        )
-
-
-def _modern(name: str) -> str:
-    old = _OLD_NAME.fullmatch(name)
-    return f"{old[1]}{_OLD_NAMES[old[2]]}{old[3]}" if old else name
-
-
-def _fill(network: nn.Module, candidate: WeightPlan) -> tuple[str, tuple[StaticFinding, ...]]:
-    """Loads the weights as float32; their content hash, and what is odd about them."""
-    digest = ContentHash()
-    state: dict[str, Tensor] = {}
-    wanted = network.state_dict().keys()
-    extra: list[str] = []
-    constant: list[str] = []
-    for info, stored in read_tensors(candidate):
-        digest.add(info, stored)
-        if _modern(info.name) not in wanted:
-            extra.append(info.name)
-            continue
-        tensor = stored.to(torch.float32)
-        if not bool(tensor.sum(dtype=torch.float64).isfinite()):
-            raise CheckpointError(
-                f"{shown(candidate.name)}: tensor {shown(info.name)} holds NaN or infinity; the "
-                "model is broken",
-                "BD401",
-            )
-        # Biases and the scales of normalisations are constant before training, weights never are.
-        if tensor.ndim > 1 and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
-            constant.append(info.name)
-        state[_modern(info.name)] = tensor
-    network.load_state_dict(state, strict=True, assign=True)
-    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
-        raise CheckpointError("the network needs tensors that the checkpoint does not hold", "BD307")
-    return digest.hexdigest(), _odd(candidate.name, extra, constant)
-
-
-def _odd(file: str, extra: list[str], constant: list[str]) -> tuple[StaticFinding, ...]:
-    return tuple(
-        StaticFinding.of(rule, file, f"{len(names)} tensors {what} (first {shown(names[0])})")
-        for rule, what, names in (
-            ("BD308", "that the network does not have", extra),
-            ("BD402", "hold one value only", constant),
-        )
-        if names
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps diffusers from logging about a config that is refused a moment later."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

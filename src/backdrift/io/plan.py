@@ -20,12 +20,20 @@ from backdrift.io.configs import (
 from backdrift.io.errors import CheckpointError, NotScannable, printable, shown
 from backdrift.io.inventory import Entry, Inventory, take_inventory
 from backdrift.io.labels import is_declared
+from backdrift.io.latents import (
+    CODEC_CONFIG,
+    CODEC_FOLDER,
+    LATENT_PIPELINE,
+    CodecPlan,
+    check_parts,
+    plan_codec,
+)
 from backdrift.io.leftovers import PICKLES, leftovers
 from backdrift.io.static import static_findings
 from backdrift.io.strict_json import read_object
 from backdrift.io.weights import Bounds, Found, WeightPlan, find_weights, pickle_weights
 
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", LATENT_PIPELINE)
 EMA_FOLDER = "unet_ema"
 
 _TEXT_PARTS = ("text_encoder", "tokenizer", "prior_text_encoder")
@@ -45,7 +53,8 @@ class LoadPlan:
         not_scanned: what is left out or assumed, and why.
         static: what the files show.
         declared: the checkpoint labels itself as backdoored. Nothing else depends on it.
-        sample_shape: (C, H, W).
+        sample_shape: (C, H, W) of what the denoiser draws: latents where there is a ``codec``.
+        codec: the VQ-VAE of an ``LDMPipeline``.
     """
 
     path: str
@@ -57,6 +66,7 @@ class LoadPlan:
     static: tuple[StaticFinding, ...]
     declared: bool
     sample_shape: tuple[int, int, int]
+    codec: CodecPlan | None = None
 
     @property
     def parameters(self) -> int:
@@ -67,6 +77,16 @@ class LoadPlan:
     def classes(self) -> int:
         """How many classes the network is conditioned on; 0 when it takes none."""
         return self.network_config.get("num_class_embeds") or 0
+
+    def of_pixels(self, command: str) -> LoadPlan:
+        """This plan, for a command that does not cover latent models.
+
+        Raises:
+            NotScannable: it is of one.
+        """
+        if self.codec is not None:
+            raise NotScannable(f"{command} does not cover latent models ({self.format}); scan does")
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,12 +130,15 @@ def plan(
     _check_learned_times(network_config, schedule, config_name)
     found = find_weights(inventory, layout.unet, bounds, converted)
     ema = _ema(inventory, layout, network_config, bounds)
-    folders = {"", layout.unet, "scheduler"}
-    used |= found.used
-    if ema is not None:
-        used |= ema.used
-        folders.add(EMA_FOLDER)
-    every = [found] if ema is None else [found, ema]
+    denoisers = [found] if ema is None else [found, ema]
+    folders = {"", layout.unet, "scheduler"} | (set() if ema is None else {EMA_FOLDER})
+    codec, every = None, denoisers
+    if layout.format == LATENT_PIPELINE:
+        configs.append(_read(inventory, CODEC_CONFIG))
+        codec, decoding = plan_codec(inventory, configs[-1], shape, found, bounds, converted)
+        every = [*denoisers, decoding]
+        folders.add(CODEC_FOLDER)
+    used = used.union(*(each.used for each in every))
     metadata = [m for each in every for m in each.metadata]
     why = {name: reason for each in every for name, reason in each.why.items()}
     converting = [StaticFinding.of("BD502", printable(name), _CONVERTED) for name in converted or {}]
@@ -124,11 +147,12 @@ def plan(
         format=layout.format,
         network_config=network_config,
         schedule_config=schedule,
-        candidates=tuple(c for each in every for c in each.candidates),
+        candidates=tuple(c for each in denoisers for c in each.candidates),
         not_scanned=(*assumed, *leftovers(inventory, used, folders, why)),
         static=(*static_findings(inventory, used), *converting),
         declared=is_declared(inventory, configs, metadata),
         sample_shape=shape,
+        codec=codec,
     )
 
 
@@ -140,7 +164,8 @@ def inspect(path: str | Path, bounds: Bounds | None = None) -> Inspection:
         format=planned.format,
         declared=planned.declared,
         weights=[
-            WeightFacts(file=c.name, dtype=c.dtype, parameters=c.parameters) for c in planned.candidates
+            WeightFacts(file=c.name, dtype=c.dtype, parameters=c.parameters)
+            for c in (*planned.candidates, *([planned.codec.weights] if planned.codec else []))
         ],
         sample_shape=planned.sample_shape,
         static=list(planned.static),
@@ -149,10 +174,19 @@ def inspect(path: str | Path, bounds: Bounds | None = None) -> Inspection:
     )
 
 
-def unet_pickles(path: str | Path) -> dict[str, Path]:
-    """The pickle files that would be the weights of the network, by name; raises as :func:`plan`."""
+def check_layout(path: str | Path) -> None:
+    """Whether the configs of a folder are those of a model that is covered; raises as :func:`plan`."""
     inventory = take_inventory(path)
-    return {e.name: e.path for e in pickle_weights(inventory, _layout(inventory).unet)}
+    name = _join(_layout(inventory).unet, "config.json")
+    parse_network(_read(inventory, name), name)
+
+
+def network_pickles(path: str | Path) -> dict[str, Path]:
+    """The pickle files that would be weights of the model, by name; raises as :func:`plan`."""
+    inventory = take_inventory(path)
+    layout = _layout(inventory)
+    folders = [layout.unet, *([CODEC_FOLDER] if layout.format == LATENT_PIPELINE else [])]
+    return {e.name: e.path for folder in folders for e in pickle_weights(inventory, folder)}
 
 
 def _ema(
@@ -231,11 +265,14 @@ def _check_index(index: dict[str, Any]) -> tuple[str, str]:
                 f"{shown(kind)} is a text-to-image pipeline; those are not covered: {_IMAGES_ONLY}"
             )
         raise NotScannable(f"{shown(kind)} is not covered: {_IMAGES_ONLY}")
+    parts = ("unet", "scheduler", *([CODEC_FOLDER] if kind == LATENT_PIPELINE else []))
     for key in index:
-        if key not in (*METADATA_KEYS, "unet", "scheduler"):
+        if key not in (*METADATA_KEYS, *parts):
             raise CheckpointError(f"model_index.json: a {kind} has no part {shown(key)}", "BD205")
-    if "unet" not in index or "scheduler" not in index:
-        raise CheckpointError("model_index.json must name a unet and a scheduler", "BD110")
+    if any(part not in index for part in parts):
+        raise CheckpointError(f"model_index.json must name {', '.join(parts)}", "BD110")
+    if kind == LATENT_PIPELINE:
+        check_parts(index)
     if index["unet"] != ["diffusers", "UNet2DModel"]:
         raise CheckpointError(
             f"model_index.json: unet must be UNet2DModel of diffusers, not {shown(index['unet'])}; "

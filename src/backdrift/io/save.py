@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    UNet2DModel,
+    VQModel,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.schedule import NoiseSchedule
+from backdrift.io.codec import VqCodec
 from backdrift.io.files import replaced_folder
 from backdrift.io.labels import METADATA_KEY, NOTICE_KEY
+from backdrift.io.latents import CODEC_FOLDER
 from backdrift.io.weights import STANDARD_WEIGHTS
 
 
@@ -30,11 +39,13 @@ def save_pipeline(
 ) -> Path:
     """Saves ``model`` so that ``DDPMPipeline.from_pretrained(folder)`` loads it.
 
+    A latent model becomes an ``LDMPipeline``, with the scheduler that its samples are drawn by (DDIM).
+
     The folder appears under its name when it is complete. The scheduler samples without clipping,
     as everything here does: with it, a saved backdoor would not fire.
 
     Args:
-        model: its network must be a ``UNet2DModel``.
+        model: its network must be a ``UNet2DModel``, and a codec that of :mod:`backdrift.io.codec`.
         dtype: of the stored weights.
         notice: says that the model is backdoored; written into ``BACKDOORED.md``, the pipeline
             index and the metadata of the weights.
@@ -53,21 +64,27 @@ def save_pipeline(
     network = model.network
     if not isinstance(network, UNet2DModel):
         raise ValueError(f"only a UNet2DModel can be saved, not {type(network).__name__}")
-    weights = _weights(network, getattr(torch, dtype))
+    parts: dict[str, UNet2DModel | VQModel] = {"unet": network}
+    if isinstance(model.codec, VqCodec):
+        parts[CODEC_FOLDER] = model.codec.network
+    weights = {name: _weights(part, getattr(torch, dtype)) for name, part in parts.items()}
     files = dict(extra_files or {})
     if notice is not None:
         files.setdefault("BACKDOORED.md", notice + "\n")
     with replaced_folder(folder, overwrite=overwrite, marker="model_index.json") as fresh:
-        pipeline = DDPMPipeline(unet=network, scheduler=_scheduler(model))
+        latent = CODEC_FOLDER in parts
+        scheduler = _scheduler(model, DDIMScheduler if latent else DDPMScheduler)
+        pipeline = (LDMPipeline if latent else DDPMPipeline)(**parts, scheduler=scheduler)
         pipeline.save_config(fresh)
-        pipeline.scheduler.save_pretrained(fresh / "scheduler")
-        network.save_config(fresh / "unet")
+        scheduler.save_pretrained(fresh / "scheduler")
         metadata = {"format": "pt"}
         if notice is not None:
             metadata[METADATA_KEY] = notice
             _add_notice(fresh / "model_index.json", notice)
-        save_file(weights, fresh / "unet" / STANDARD_WEIGHTS, metadata)
-        _in_order(metadata, fresh / "unet" / STANDARD_WEIGHTS)
+        for part, tensors in weights.items():
+            parts[part].save_config(fresh / part)
+            save_file(tensors, fresh / part / STANDARD_WEIGHTS, metadata)
+            _in_order(metadata, fresh / part / STANDARD_WEIGHTS)
         for name, content in files.items():
             if name != Path(name).name or (fresh / name).exists():
                 raise ValueError(f"{name!r} is no plain file name or is already in a pipeline")
@@ -76,7 +93,7 @@ def save_pipeline(
     return Path(folder)
 
 
-def _weights(network: UNet2DModel, dtype: torch.dtype) -> dict[str, Tensor]:
+def _weights(network: UNet2DModel | VQModel, dtype: torch.dtype) -> dict[str, Tensor]:
     weights = {
         name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()
     }
@@ -97,11 +114,13 @@ def _in_order(metadata: Mapping[str, str], path: Path) -> None:
         file.write(text.ljust(length))
 
 
-def _scheduler(model: DiffusionModel) -> DDPMScheduler:
+def _scheduler(
+    model: DiffusionModel, kind: type[DDPMScheduler | DDIMScheduler]
+) -> DDPMScheduler | DDIMScheduler:
     timesteps = len(model.schedule)
     plain = NoiseSchedule.linear(timesteps)
     linear = torch.allclose(model.schedule.betas, plain.betas, rtol=1e-9, atol=0)
-    return DDPMScheduler(
+    return kind(
         num_train_timesteps=timesteps,
         trained_betas=None if linear else model.schedule.betas.tolist(),
         prediction_type=model.prediction_type,

@@ -46,7 +46,15 @@ def static_findings(inventory: Inventory, used: Collection[str]) -> list[StaticF
         used: names of the files that the scan reads.
     """
     skipped = {*used, CARD, *NOTICE_FILES}
-    found = [f for e in inventory.entries if e.name not in skipped for f in _of(e)]
+    return _listed([f for e in inventory.entries if e.name not in skipped for f in _of(e)])
+
+
+def findings_by_name(names: Collection[str]) -> list[StaticFinding]:
+    """The same about files that are not here, by their names alone."""
+    return _listed([finding for name in names for finding in _by_name(name)])
+
+
+def _listed(found: list[StaticFinding]) -> list[StaticFinding]:
     count = Counter(finding.rule for finding in found)
     listed: list[StaticFinding] = []
     seen: Counter[str] = Counter()
@@ -61,12 +69,19 @@ def static_findings(inventory: Inventory, used: Collection[str]) -> list[StaticF
     return sorted(listed, key=lambda f: (grave.index(f.level), f.rule, not f.file, f.file))
 
 
+def _by_name(name: str) -> Iterator[StaticFinding]:
+    for suffixes, rule, message in _BY_NAME:
+        if name.lower().endswith(suffixes):
+            yield StaticFinding.of(rule, printable(name), message)
+            return
+
+
 def _of(entry: Entry) -> Iterator[StaticFinding]:
     name, lower = printable(entry.name), entry.name.lower()
-    for suffixes, rule, message in _BY_NAME:
-        if lower.endswith(suffixes):
-            yield StaticFinding.of(rule, name, message)
-            return
+    explained = [*_by_name(entry.name)]
+    if explained:
+        yield from explained
+        return
     try:
         start = read_up_to(entry.path, _FIRST_BYTES)
     except CheckpointError as error:

@@ -60,13 +60,17 @@ class ContentHash:
         return self._hash.hexdigest()
 
 
-def content_hash(candidate: WeightPlan) -> str:
-    """The hash of a weight file without building its network; the one that a report has.
+def content_hash(*candidates: WeightPlan) -> str:
+    """The hash of weights without building their networks; the one that a report has.
+
+    Args:
+        candidates: of the denoiser, then of the VQ-VAE where there is one.
 
     Raises:
         CheckpointError: as :func:`read_tensors`.
     """
     digest = ContentHash()
-    for info, tensor in read_tensors(candidate):
-        digest.add(info, tensor)
+    for candidate in candidates:
+        for info, tensor in read_tensors(candidate):
+            digest.add(info, tensor)
     return digest.hexdigest()

@@ -111,7 +111,11 @@ def find_weights(
         NotScannable: no safetensors weights, or too many.
     """
     entries = inventory.inside(folder)
-    extra = [Entry(name, path.resolve()) for name, path in (converted or {}).items()]
+    extra = [
+        Entry(name, path.resolve())
+        for name, path in (converted or {}).items()
+        if name.rpartition("/")[0] == folder
+    ]
     files = [e for e in entries if e.name.endswith(".safetensors")] + extra
     indexes = [e for e in entries if _INDEX.search(e.name)]
     if not files:

@@ -19,7 +19,7 @@ from typing import Any
 from backdrift.core.results import Report
 from backdrift.core.static import Limit
 from backdrift.io.errors import CheckpointError, printable, shown
-from backdrift.io.plan import unet_pickles
+from backdrift.io.plan import network_pickles
 from backdrift.io.weights import Bounds
 from backdrift.isolation import wire
 from backdrift.isolation.limits import GIB, Limits, default_memory, environment, import_path
@@ -109,7 +109,7 @@ def _convert_all(
     path: str | Path, scratch: Path, bounds: Bounds, limits: Limits, end: float
 ) -> dict[str, str]:
     made: dict[str, str] = {}
-    for number, (name, source) in enumerate(sorted(unet_pickles(path).items())):
+    for number, (name, source) in enumerate(sorted(network_pickles(path).items())):
         target = scratch / f"{number}.safetensors"
         with target.open("wb") as file:
             job = {"task": "convert", "device": "cpu", "descriptor": file.fileno(), "size": bounds.size}

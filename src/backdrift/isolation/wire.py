@@ -26,6 +26,7 @@ NO_MEMORY = ("allocate memory", "out of memory", "failed to map", "bad_alloc", "
 """How libraries say that they got none."""
 _IMAGES = ("trigger", "target", "scale")  # (C, H, W)
 _SAMPLES = ("clean_samples", "triggered_samples")  # (N, C, H, W)
+_SHIFTS = ("trigger", "scale")  # of the shape of what the model draws: images, or latents
 _ARRAYS = (*_IMAGES, *_SAMPLES)
 _NEEDED = ("trigger", *_SAMPLES)
 
@@ -101,7 +102,7 @@ def _printable(value: Any) -> Any:
 
 
 def read_evidence(payload: bytes) -> Evidence:
-    """The evidence of an ``ARRAYS`` frame: images of one size, none of them empty.
+    """The evidence of an ``ARRAYS`` frame: none empty, images of one size, and so are trigger and scale.
 
     Raises:
         ValueError: it is none.
@@ -118,7 +119,8 @@ def read_evidence(payload: bytes) -> Evidence:
     for name in (name for name in _ARRAYS if name in shapes):
         shape = shapes[name]
         image = shape[1:] if name in _SAMPLES else shape
-        if image != shapes["trigger"] or len(image) != 3 or not all(map(_is_length, shape)) or 0 in image:
+        alike = shapes["trigger"] if name in _SHIFTS else shapes["clean_samples"][1:]
+        if image != alike or len(image) != 3 or not all(map(_is_length, shape)) or 0 in image:
             raise ValueError("no shape of images")
         count = math.prod(shape)
         if offset + 4 * count > len(data):

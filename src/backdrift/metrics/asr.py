@@ -65,7 +65,7 @@ def attack_success(
         if progress is not None:
             progress(done, 2 * n, text)
         for samples in batches(model, added, sampler=sampler, steps=steps, n=n, seed=seed):
-            found, done = found + int(target.hits(samples).sum()), done + len(samples)
+            found, done = found + int(target.hits(model.decode(samples)).sum()), done + len(samples)
             if progress is not None:
                 progress(done, 2 * n, text)
         return found

@@ -59,7 +59,7 @@ def specificity(
     """
     text, suffix = ("with trigger", "") if injection else ("without trigger", " without trigger")
     hits, done, scores = 0, 0, {"MSE": mse}
-    if min(model.sample_shape[1:]) >= 6:
+    if min(model.image_shape[1:]) >= 6:
         scores["SSIM"] = ssim
     means = {name: Mean(plan.seed) for name in scores} if isinstance(target, Target) else {}
     for samples in plan.draw(model, injection, hook):

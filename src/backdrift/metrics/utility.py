@@ -96,7 +96,7 @@ class CleanTwin:
             ValueError: the data set has another shape.
             CheckpointError: the model draws numbers that are not finite.
         """
-        shape = tuple(model.sample_shape)
+        shape = tuple(model.image_shape)
         if tuple(images.shape[1:]) != shape:
             raise ValueError(
                 f"the data set has shape {tuple(images.shape[1:])}; the clean twin draws {shape}"

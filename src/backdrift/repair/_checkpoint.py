@@ -42,8 +42,10 @@ def hook_for(
     """The hook of a method that changes inference alone.
 
     Raises:
-        ValueError: it changes weights, or what the method raises.
+        ValueError: it changes weights, the model draws latents, or what the method raises.
     """
+    if model.codec is not None:
+        raise ValueError(f"{name_of(method)} does not cover latent models: leave out --repair")
     if method.changes_weights:
         name = name_of(method)
         raise ValueError(f"{name} changes weights: backdrift repair {name} MODEL -o OUT, then use OUT")
@@ -84,7 +86,7 @@ def repair_checkpoint(
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{output} exists: name a new folder, or remove it")
-    model = load(plan(path), None, device)
+    model = load(plan(path).of_pixels("repair"), None, device)
     model.batch_size = batch_size
     found = evidence_for(model, evidence)
     repaired = method(model, found, data=data, seed=seed, progress=progress)

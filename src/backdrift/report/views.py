@@ -141,6 +141,8 @@ def _reference_strips(calibration: Calibration) -> list[Strip]:
 def _evidence_view(evidence: Evidence, verdict: Verdict, budget: int) -> EvidenceView:
     trigger = evidence.trigger
     note = channel_note(trigger.shape[0])
+    if trigger.shape != evidence.clean_samples.shape[1:]:
+        note += " It is a latent; target and samples are decoded."
     raw = "As found: values from -1 (black) to 1 (white), clamped." + note
     amplified = "Amplified: smallest value black, largest white." + note
     return EvidenceView(

@@ -92,7 +92,7 @@ class Ufid:
         What is random for a start depends on the seed and on its own values.
         """
         check_starts(model, starts)
-        embed = self._extractor(model.sample_shape[0])
+        embed = self._extractor(model.image_shape[0])
         group = max(1, model.batch_size // (self.perturbations + 1))
         with model.frozen():
             parts = [
