@@ -41,7 +41,7 @@ def main(
         int | None, typer.Option("--triggered", min=20, help="With the trigger; as many without.")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help="ddpm, ddim, ...; as the record has it without.")
+        str | None, typer.Option("--sampler", help="ddpm, ddim, ...; the family's own without.")
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of the sampler.")] = 100,
     data: Annotated[
@@ -64,9 +64,9 @@ def main(
 ) -> None:
     """Measure ASR, MSE, SSIM, FD and KD of a model whose backdoor is known."""
     from backdrift.cli._progress import progress_bar
-    from backdrift.core.sampling import make_scheduler
+    from backdrift.core.sampling import make_scheduler, usual_sampler
     from backdrift.data import load_dataset
-    from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
+    from backdrift.evaluate import CleanTwin, Plan, evaluate
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.load import load
     from backdrift.io.plan import plan
@@ -75,13 +75,14 @@ def main(
         check_folder(output)
     check_device(device)
     planted = load_backdoor(backdoor or Path(model))
-    how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed, triggered)
     extractor, replicates = None, 200
     if fid_weights is not None:
         from backdrift.metrics.fid import REPLICATES, Inception
 
         extractor, replicates = Inception(fid_weights), REPLICATES
     loaded = load(plan(model), None, device)
+    usual = usual_sampler(planted.record.sampler_family, loaded.schedule)
+    how = Plan(samples, sampler or usual, steps, seed, triggered)
     make_scheduler(how.sampler, loaded.schedule)
     loaded.batch_size = batch_size
     hook = countermeasure(repair, option, evidence, loaded, seed)

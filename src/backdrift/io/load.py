@@ -17,9 +17,10 @@ from backdrift.core.model import DiffusionModel, Origin
 from backdrift.core.results import NotScanned
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.static import StaticFinding
-from backdrift.io.configs import SchedulePlan
 from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable, shown
+from backdrift.io.networks import fix_frequencies
 from backdrift.io.plan import LoadPlan
+from backdrift.io.schedules import SchedulePlan
 from backdrift.io.tensors import ContentHash, read_tensors
 from backdrift.io.weights import WeightPlan
 
@@ -94,7 +95,9 @@ def read_schedule(plan: SchedulePlan) -> NoiseSchedule:
     Raises:
         NotScannable: the last timestep is pure noise to within 1e-12.
     """
-    if plan.trained_betas is not None:
+    if plan.kind == "exploding":
+        schedule = NoiseSchedule.variance_exploding(plan.timesteps, *plan.levels)
+    elif plan.trained_betas is not None:
         schedule = NoiseSchedule.from_betas(torch.tensor(plan.trained_betas, dtype=torch.float64))
     elif plan.kind == "squaredcos_cap_v2":
         schedule = NoiseSchedule.cosine(plan.timesteps)
@@ -153,6 +156,7 @@ def _build(plan: LoadPlan, candidate: WeightPlan) -> UNet2DModel:
     try:
         with torch.device("meta"), _quiet():
             network = UNet2DModel(**plan.network_config)
+            fix_frequencies(network)
     except Exception as error:
         raise CheckpointError(f"the config describes no UNet: {_first_line(error)}", "BD404") from None
     _compare(network, candidate)

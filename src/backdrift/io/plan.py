@@ -12,20 +12,24 @@ from backdrift.core.static import StaticFinding, WeightFacts
 from backdrift.io.configs import (
     CODE_KEYS,
     METADATA_KEYS,
-    SchedulePlan,
-    check_scheduler_class,
     parse_network,
-    parse_schedule,
 )
 from backdrift.io.errors import CheckpointError, NotScannable, printable, shown
 from backdrift.io.inventory import Entry, Inventory, take_inventory
 from backdrift.io.labels import is_declared
 from backdrift.io.leftovers import PICKLES, leftovers
+from backdrift.io.schedules import (
+    VE_SCHEDULER,
+    SchedulePlan,
+    check_scheduler_class,
+    parse_schedule,
+)
 from backdrift.io.static import static_findings
 from backdrift.io.strict_json import read_object
 from backdrift.io.weights import Bounds, Found, WeightPlan, find_weights, pickle_weights
 
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
+VE_PIPELINE = "ScoreSdeVePipeline"
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", VE_PIPELINE)
 EMA_FOLDER = "unet_ema"
 
 _TEXT_PARTS = ("text_encoder", "tokenizer", "prior_text_encoder")
@@ -107,7 +111,7 @@ def plan(
         schedule = parse_schedule(configs[-1], layout.scheduler.name, layout.scheduler_class)
         used.add(layout.scheduler.name)
         assumed = []
-    _check_learned_times(network_config, schedule, config_name)
+    _check_times(network_config, schedule, config_name)
     found = find_weights(inventory, layout.unet, bounds, converted)
     ema = _ema(inventory, layout, network_config, bounds)
     folders = {"", layout.unet, "scheduler"}
@@ -248,11 +252,23 @@ def _check_index(index: dict[str, Any]) -> tuple[str, str]:
             f"model_index.json: scheduler must be one of diffusers, not {shown(part)}; do not trust it",
             "BD203",
         )
-    return kind, check_scheduler_class(part[1], "model_index.json")
+    scheduler = check_scheduler_class(part[1], "model_index.json")
+    if (kind == VE_PIPELINE) != (scheduler == VE_SCHEDULER):
+        raise NotScannable(f"model_index.json: a {kind} with a {scheduler} is not covered")
+    return kind, scheduler
 
 
-def _check_learned_times(config: dict[str, Any], schedule: SchedulePlan, name: str) -> None:
-    if config.get("time_embedding_type") != "learned":
+def _check_times(config: dict[str, Any], schedule: SchedulePlan, name: str) -> None:
+    kind = config.get("time_embedding_type", "positional")
+    exploding = schedule.kind == "exploding"
+    if exploding and kind == "learned":
+        raise NotScannable(f"{name}: learned time embeddings of noise levels are not covered")
+    if not exploding and kind == "fourier":
+        raise NotScannable(
+            f"{name}: fourier time embeddings are covered with a {VE_SCHEDULER} only; a bare network needs "
+            "its scheduler_config.json"
+        )
+    if kind != "learned":
         return
     if (config.get("num_train_timesteps") or 0) < schedule.timesteps:
         raise CheckpointError(f"{name}: num_train_timesteps is below that of the scheduler", "BD206")

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
+from backdrift.core.sampling import SNR
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.io.files import replaced_folder
 from backdrift.io.labels import METADATA_KEY, NOTICE_KEY
@@ -30,8 +38,9 @@ def save_pipeline(
 ) -> Path:
     """Saves ``model`` so that ``DDPMPipeline.from_pretrained(folder)`` loads it.
 
-    The folder appears under its name when it is complete. The scheduler samples without clipping,
-    as everything here does: with it, a saved backdoor would not fire.
+    A variance exploding model becomes a ``ScoreSdeVePipeline``. The folder appears under its name when it
+    is complete. The scheduler samples without clipping, as everything here does: with it, a saved
+    backdoor would not fire.
 
     Args:
         model: its network must be a ``UNet2DModel``.
@@ -58,7 +67,7 @@ def save_pipeline(
     if notice is not None:
         files.setdefault("BACKDOORED.md", notice + "\n")
     with replaced_folder(folder, overwrite=overwrite, marker="model_index.json") as fresh:
-        pipeline = DDPMPipeline(unet=network, scheduler=_scheduler(model))
+        pipeline = _pipeline(model, network)
         pipeline.save_config(fresh)
         pipeline.scheduler.save_pretrained(fresh / "scheduler")
         network.save_config(fresh / "unet")
@@ -97,16 +106,22 @@ def _in_order(metadata: Mapping[str, str], path: Path) -> None:
         file.write(text.ljust(length))
 
 
-def _scheduler(model: DiffusionModel) -> DDPMScheduler:
+def _pipeline(model: DiffusionModel, network: UNet2DModel) -> DiffusionPipeline:
     timesteps = len(model.schedule)
+    if model.prediction_type == "score":
+        # the tables come from these numbers by way of logarithms, so rounding brings them back
+        first, last = (float(f"{float(model.schedule.levels[end]):.12g}") for end in (0, -1))
+        levels = ScoreSdeVeScheduler(timesteps, snr=SNR, sigma_min=first, sigma_max=last)
+        return ScoreSdeVePipeline(unet=network, scheduler=levels)
     plain = NoiseSchedule.linear(timesteps)
     linear = torch.allclose(model.schedule.betas, plain.betas, rtol=1e-9, atol=0)
-    return DDPMScheduler(
+    scheduler = DDPMScheduler(
         num_train_timesteps=timesteps,
         trained_betas=None if linear else model.schedule.betas.tolist(),
         prediction_type=model.prediction_type,
         clip_sample=False,
     )
+    return DDPMPipeline(unet=network, scheduler=scheduler)
 
 
 def _add_notice(path: Path, notice: str) -> None:
