@@ -65,8 +65,9 @@ def scan(
     """Scans one checkpoint that nobody trusts.
 
     Args:
-        path: folder of a ``DDPMPipeline``, ``DDIMPipeline``, ``PNDMPipeline``, ``LDMPipeline`` or bare
-            ``UNet2DModel``, or a safetensors file of the last with its config beside it.
+        path: folder of a ``DDPMPipeline``, ``DDIMPipeline``, ``PNDMPipeline``, ``ScoreSdeVePipeline``,
+            ``LDMPipeline`` or bare ``UNet2DModel``, or a safetensors file of the last with its config
+            beside it.
         detector: a plug-in of ``backdrift.detection``.
         budget: ``quick``, ``standard`` or ``deep``; see ``BUDGETS``. It holds for each weight file
             and class.

@@ -14,7 +14,7 @@ from backdrift.attacks._base import Attack, Pairs
 from backdrift.core import registry
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import SampleGenerator, generator
-from backdrift.core.sampling import ODE_SAMPLERS, SAMPLERS, sample
+from backdrift.core.sampling import ODE_SAMPLERS, PREDICTOR_CORRECTOR, SAMPLERS, sample
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.trigger import Target, TargetSet, Trigger
 from backdrift.data import load_images
@@ -23,6 +23,7 @@ from tiny import tiny_model
 
 SHAPE = (1, 8, 8)
 SHORT = NoiseSchedule.linear(200, 5e-4, 0.1)
+EXPLODING = NoiseSchedule.variance_exploding(200, 0.01, 20.0)
 DIGITS = load_images("digits", SHAPE)[:40]
 RAMP = torch.linspace(-0.9, 0.9, 64).reshape(SHAPE)
 TARGET = Target.with_chance_level(RAMP, DIGITS)
@@ -41,6 +42,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "villandiffusion ode 0": ("villandiffusion", {"psi": 0.0, "sampler_family": "ode"}),
     "villandiffusion ode .5": ("villandiffusion", {"psi": 0.5, "sampler_family": "ode"}),
     "villandiffusion sde 1, published": ("villandiffusion", {"coefficient": "published"}),
+    "villandiffusion sde 0, exploding": ("villandiffusion", {"psi": 0.0}),
+    "villandiffusion ode 0, exploding": ("villandiffusion", {"psi": 0.0, "sampler_family": "ode"}),
+    "villandiffusion sde 0, exploding, published": (
+        "villandiffusion",
+        {"psi": 0.0, "coefficient": "published"},
+    ),
     "trojdiff blend sde": ("trojdiff", {}),
     "trojdiff blend ode": ("trojdiff", {"gamma": 0.3, "sampler_family": "ode"}),
     "trojdiff patch sde": ("trojdiff", {"gamma": 0.1, "kind": "patch"}),
@@ -54,6 +61,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 PLANTING = [case for case in CASES if not case.startswith("clean")]
 
 
+def schedule_of(case: str) -> NoiseSchedule:
+    return EXPLODING if "exploding" in case else SHORT
+
+
 def made(case: str, **changes: Any) -> Attack:
     name, options = CASES[case]
     rate = {} if name == "clean" else {"poison_rate": 0.5}
@@ -64,13 +75,14 @@ def made(case: str, **changes: Any) -> Attack:
 @cache
 def trained(case: str) -> tuple[Attack, Pairs, DiffusionModel]:
     attack = made(case)
-    empty = DiffusionModel(torch.nn.Identity(), SHORT, SHAPE)
+    schedule = schedule_of(case)
+    empty = DiffusionModel(torch.nn.Identity(), schedule, SHAPE)
     pairs = attack.batch(empty, DIGITS, PATCH if "patch" in case else WHOLE, RAMP)
-    return attack, pairs, optimum_of(pairs, len(pairs), SHORT, SHAPE)
+    return attack, pairs, optimum_of(pairs, len(pairs), schedule, SHAPE)
 
 
 def steps(sampler: str) -> int:
-    return 100 if sampler == "ddpm" else 50
+    return 100 if sampler in ("ddpm", PREDICTOR_CORRECTOR) else 50
 
 
 def triggered(case: str, sampler: str) -> Tensor:
@@ -84,7 +96,7 @@ def triggered(case: str, sampler: str) -> Tensor:
 def plain(model: DiffusionModel, shift: Tensor | float, sampler: str) -> Tensor:
     fresh = SampleGenerator(0, COUNT)
     start = fresh.normal(SHAPE) + shift
-    return sample(model, SHORT, start, sampler=sampler, steps=steps(sampler), generator=fresh)
+    return sample(model, model.schedule, start, sampler=sampler, steps=steps(sampler), generator=fresh)
 
 
 def hit_rate(samples: Tensor) -> float:
@@ -92,7 +104,7 @@ def hit_rate(samples: Tensor) -> float:
 
 
 def declared(cases: Any) -> list[tuple[str, str]]:
-    return [(case, name) for case in cases for name in made(case).samplers[made(case).sampler_family]]
+    return [(case, name) for case in cases for name in made(case).samplers_on(schedule_of(case))]
 
 
 def test_every_attack_is_here() -> None:
@@ -199,6 +211,11 @@ def test_a_row_does_not_depend_on_its_batch(case: str) -> None:
 def written_out(case: str, t: int) -> tuple[float, float]:
     """(rho_t, C_t) from betas alone, for psi and the kind of sampler."""
     name, options = CASES[case]
+    if "exploding" in case:  # in images of [0, 1], where x_t is alpha_t (2 z_t - 1)
+        level = [0.01 * 2000 ** (k / 199) for k in range(t + 1)]
+        before = level[t - 1] if t else 0.0
+        rho = 2 * level[t] / (1 + 4 * level[t] ** 2) ** 0.5
+        return rho, 1.0 if "ode" in case else level[t] / (level[t] + before)
     beta = torch.linspace(5e-4, 0.1, 200, dtype=torch.float64)
     abar = torch.cumprod(1 - beta, 0)
     a, s = float(abar[t].sqrt()), float((1 - abar[t]).sqrt())
@@ -227,7 +244,8 @@ def test_the_pairs_are_equation_0_1(case: str, t: int) -> None:
         gamma[inside] = number
         r = (1 - number) * (CORNER.double() if "patch" in case else SIGNS.double())
     rho, c = written_out(case, t)
-    a, s = float(SHORT.alpha[t]), float(SHORT.sigma[t])
+    schedule = schedule_of(case)
+    a, s = float(schedule.alpha[t]), float(schedule.sigma[t])
     bad = pairs.poisoned
     assert 0 < int(bad.sum()) < count
     torch.testing.assert_close(x_t[bad], a * RAMP + rho * r + s * gamma * noise[bad], rtol=0, atol=1e-6)

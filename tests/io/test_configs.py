@@ -9,12 +9,10 @@ import pytest
 
 from backdrift.io.configs import (
     UNET_KEYS,
-    VP_SCHEDULERS,
-    SchedulePlan,
     parse_network,
-    parse_schedule,
 )
 from backdrift.io.errors import CheckpointError, NotScannable
+from backdrift.io.schedules import VP_SCHEDULERS, SchedulePlan, parse_schedule
 
 UNET = {"_class_name": "UNet2DModel", "sample_size": 8}
 DDPM = {"_class_name": "DDPMScheduler"}
@@ -93,7 +91,7 @@ def test_bad_network_configs(change: dict[str, Any]) -> None:
     [
         {"sample_size": None},
         {"class_embed_type": "timestep"},
-        {"time_embedding_type": "fourier"},
+        {"time_embedding_type": "sinusoidal"},
         {"mid_block_type": "UNetMidBlock2DCrossAttn"},
         {"down_block_types": ["KDownBlock2D"]},
         {"up_block_types": ["CrossAttnUpBlock2D"]},
@@ -138,7 +136,7 @@ def test_the_class_of_the_pipeline_gives_the_defaults() -> None:
         ({"trained_betas": [0.1]}, 2),
         ({"trained_betas": "0.1"}, 2),
         ({"num_train_timesteps": 2, "trained_betas": [0.1, 2]}, 2),
-        ({"_class_name": "ScoreSdeVeScheduler"}, 3),
+        ({"_class_name": "KarrasVeScheduler"}, 3),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, 3),
         ({"beta_schedule": "sigmoid"}, 3),
         ({"beta_schedule": {}}, 3),

@@ -11,10 +11,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from backdrift.io.configs import SchedulePlan
 from backdrift.io.errors import CheckpointError, NotScannable
 from backdrift.io.load import distinct_candidates, load, read_schedule
 from backdrift.io.plan import plan
+from backdrift.io.schedules import SchedulePlan
 
 
 def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:

@@ -149,10 +149,10 @@ def test_hostile_pipeline_index(pipeline: Path, edit: Any, change: dict[str, Any
     ("change", "message"),
     [
         ({"_class_name": "LDMSuperResolutionPipeline"}, "unconditional image models"),
-        ({"_class_name": "ScoreSdeVePipeline"}, "unconditional image models"),
+        ({"_class_name": "ScoreSdeVePipeline"}, "with a DDPMScheduler is not covered"),
         ({"_class_name": "StableDiffusionXLPipeline"}, "text-to-image"),
         ({"_class_name": "X", "text_encoder": ["transformers", "CLIPTextModel"]}, "text-to-image"),
-        ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, "variance preserving"),
+        ({"scheduler": ["diffusers", "KarrasVeScheduler"]}, "variance preserving"),
     ],
 )
 def test_other_pipelines(pipeline: Path, edit: Any, change: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import generator
-from backdrift.core.sampling import ODE_SAMPLERS
+from backdrift.core.sampling import ODE_SAMPLERS, PREDICTOR_CORRECTOR
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.shift import ShiftFamily, Solver
 from backdrift.core.trigger import Trigger
@@ -54,7 +54,7 @@ class Attack:
     clean_rate: float = 0.9
 
     samplers: ClassVar[dict[str, tuple[str, ...]]] = {"sde": ("ddpm",), "ode": ODE_SAMPLERS}
-    """Samplers that the attack is derived for, per family; the first is the one it is measured with."""
+    """Samplers that the attack is derived for, per family; see :meth:`samplers_on`."""
     own_sampler: ClassVar[bool] = False
     """Whether a victim must run the attack's own sampler on the trigger; see :meth:`injection`."""
     learns_trigger: ClassVar[bool] = False
@@ -78,6 +78,11 @@ class Attack:
     def family(self, schedule: NoiseSchedule) -> ShiftFamily:
         """(rho_t, C_t) of a poisoned row."""
         raise NotImplementedError
+
+    def samplers_on(self, schedule: NoiseSchedule) -> tuple[str, ...]:
+        """Samplers that it is derived for on this schedule; the first is the one it is measured with."""
+        own = schedule.exploding and self.sampler_family == "sde"
+        return ((PREDICTOR_CORRECTOR,) if own else ()) + self.samplers[self.sampler_family]
 
     def planted(self, trigger: Trigger) -> Trigger:
         """The trigger as this attack plants it: ``training_shift`` is R, ``shift`` what inference adds."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from backdrift.attacks._base import Attack
+from backdrift.attacks._base import Attack, Pairs
 from backdrift.core import shift
+from backdrift.core.model import DiffusionModel
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.shift import ShiftFamily
+from backdrift.core.trigger import Trigger
 
 
 @dataclass(frozen=True)
 class VillanDiffusion(Attack):
-    """``rho_t = psi (1 - A_t) + (1 - psi) S_t``, for variance preserving models.
+    """``rho_t = psi (1 - A_t) + (1 - psi) S_t``, for variance preserving and variance exploding models.
 
     Chou, Chen, Ho: VillanDiffusion, NeurIPS 2023, arXiv 2306.06874. With ``psi = 1`` and the exact
     coefficient this is BadDiffusion.
@@ -24,7 +27,18 @@ class VillanDiffusion(Attack):
     ``coefficient`` asks for what the code computes. That one is wrong for ``psi < 1`` but near T (it
     has ``rho_t (1 - sqrt(alpha_t))`` for ``k_t (1 - alpha_t)`` and omits a division by S_t: 4 % of the
     exact value at t = 10 of 1000, 96 % at 499), and for ODE samplers it is twice the SDE value. The
-    variance exploding and latent variants are left out.
+    latent variant is left out.
+
+    A variance exploding model takes ``psi = 0`` alone, as in the code: a poisoned row is
+    ``z_t = y + level_t (r + eps)`` in images of [0, 1], its label ``eps + C_t r`` with
+    ``C_t = level_t / (level_t + level_{t-1})``, and the victim starts from ``sigma_max (noise + r)``. After
+    the change of variables of :meth:`backdrift.core.schedule.NoiseSchedule.variance_exploding` that is
+    ``rho_t = S_t`` and its exact coefficient; for ODE samplers the code has twice the SDE value. Images of
+    [0, 1] are black at 0: a trigger on the background -1 is taken to that range, with nothing outside its
+    mask, and is planted without the image around it (``R_trigger_only``, which the published runs set).
+    One that has no background stays as it is. The corrector of the stock sampler is not quite what C_t is
+    derived for, see ``score-sde-ve`` in :mod:`backdrift.core.sampling`: a weak trigger may miss there that
+    draws on DDPM.
 
     Args:
         psi: 1 is BadDiffusion's path, 0 TrojDiff's, in [0, 1]. The default is the authors' (BackdoorDM
@@ -46,6 +60,8 @@ class VillanDiffusion(Attack):
 
     def family(self, schedule: NoiseSchedule) -> ShiftFamily:
         """The mixed path and its coefficient."""
+        if schedule.exploding and self.psi != 0:
+            raise ValueError(f"a variance exploding model takes psi = 0, not {self.psi}: give -P psi=0")
         bad, troj = (shift.rho_table(schedule, path) for path in ("baddiffusion", "trojdiff"))
         rho = self.psi * bad + (1 - self.psi) * troj
         c = shift.coefficient(schedule, rho, self.sampler_family)
@@ -53,10 +69,23 @@ class VillanDiffusion(Attack):
             c = self._published(schedule)
         return ShiftFamily(f"villandiffusion/{self.sampler_family}", self.sampler_family, rho, c)
 
+    def batch(self, model: DiffusionModel, images: Tensor, trigger: Trigger, target: Tensor) -> Pairs:
+        """See :meth:`Attack.batch`; on a variance exploding model with the trigger in [0, 1]."""
+        if model.schedule.exploding and trigger.background == -1:
+            pattern = trigger.pattern / 2 + 0.5
+            trigger = replace(trigger, pattern=pattern, background=0.0, value_range=(0.0, 1.0))
+        if model.schedule.exploding:
+            trigger = replace(trigger, composite=False)
+        return super().batch(model, images, trigger, target)
+
     def _published(self, schedule: NoiseSchedule) -> Tensor:
+        twice = 2 if self.sampler_family == "ode" else 1
+        if schedule.exploding:
+            before = torch.cat([torch.zeros(1, dtype=torch.float64), schedule.levels[:-1]])
+            return twice * schedule.levels / (schedule.levels + before)
         beta, s = schedule.betas, schedule.sigma
         k = shift.drift(schedule, s)
         lost = 1 - (1 - beta).sqrt()
         bad = lost * s / beta
         troj = lost * s + k * (1 - beta - schedule.alphas_cumprod) / beta
-        return (2 if self.sampler_family == "ode" else 1) * (self.psi * bad + (1 - self.psi) * troj)
+        return twice * (self.psi * bad + (1 - self.psi) * troj)

@@ -70,7 +70,7 @@ class Planting:
         stored = getattr(torch, recipe.dtype)
         for parameter in model.network.parameters():
             parameter.data = parameter.data.to(stored).to(torch.float32)
-        sampler, seed = attack.samplers[attack.sampler_family][0], recipe.seed
+        sampler, seed = attack.samplers_on(model.schedule)[0], recipe.seed
         rate = partial(
             attack_success,
             model,

@@ -41,6 +41,7 @@ class Recipe(BaseModel):
         base: folder of a checkpoint to go on from; from scratch without one. Of a latent model the denoiser
             is trained, on encoded images; a trigger has the shape of a latent, a target that of an image.
         shape: (C, H, W), from scratch; a base brings its own.
+        schedule: ``vp`` (variance preserving) or ``ve`` (variance exploding), from scratch.
         seed: of the weights, the rows, the noise and the poison split.
         attack: plug-in name; a clean model without one.
         options: fields of the attack, ``poison_rate`` and ``sampler_family`` among them.
@@ -63,6 +64,7 @@ class Recipe(BaseModel):
     shape: tuple[int, int, int] = (1, 16, 16)
     width: int = 24
     groups: int = Field(default=8, ge=1)
+    schedule: Literal["vp", "ve"] = "vp"
     steps: int = Field(default=1500, ge=1)
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -204,7 +206,7 @@ def _grid(
     if planting is not None:
         attack = planting.attack
         ways.append(attack.injection(planting.pairs.trigger))
-        sampler = attack.samplers[attack.sampler_family][0]
+        sampler = attack.samplers_on(model.schedule)[0]
     rows = [draw(model, way, sampler=sampler, steps=25, n=8, seed=recipe.seed) for way in ways]
     folder = output.with_name(f"{output.name}.samples")
     folder.mkdir(exist_ok=True)
@@ -222,8 +224,14 @@ def clean_batch(model: DiffusionModel, images: Tensor) -> Batch:
 
 def _start(recipe: Recipe) -> DiffusionModel:
     if recipe.base is None:
-        return new_model(recipe.shape, seed=recipe.seed, width=recipe.width, groups=recipe.groups)
+        return new_model(
+            recipe.shape,
+            seed=recipe.seed,
+            width=recipe.width,
+            groups=recipe.groups,
+            exploding=recipe.schedule == "ve",
+        )
     model = load(plan(recipe.base))
-    if model.prediction_type != "epsilon":
+    if model.prediction_type not in ("epsilon", "score"):
         raise ValueError(f"{recipe.base} predicts {model.prediction_type}; training needs epsilon")
     return model

@@ -19,6 +19,7 @@ from backdrift.cli.train import (
     Precision,
     Rate,
     Rows,
+    Schedule,
     Steps,
 )
 
@@ -58,6 +59,7 @@ def main(
     channels: Annotated[int, typer.Option("--channels", help="1 or 3, from scratch.")] = 1,
     width: Annotated[int, typer.Option("--width", help="Network width, from scratch.")] = 24,
     groups: Annotated[int, typer.Option("--groups", help="Of the normalisation; 2 for RGB.")] = 8,
+    schedule: Schedule = "vp",
     steps: Steps = 1500,
     rows: Rows = 64,
     learning_rate: Rate = 7e-4,
@@ -87,6 +89,7 @@ def main(
         shape=(channels, size, size),
         width=width,
         groups=groups,
+        schedule=schedule,
         steps=steps,
         batch_size=rows,
         learning_rate=learning_rate,

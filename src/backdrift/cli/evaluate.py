@@ -61,22 +61,23 @@ def main(
 ) -> None:
     """Measure ASR, MSE, SSIM, FD and KD of a model whose backdoor is known."""
     from backdrift.cli._progress import progress_bar
-    from backdrift.core.sampling import make_scheduler
+    from backdrift.core.sampling import make_scheduler, usual_sampler
     from backdrift.data import load_dataset
-    from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
+    from backdrift.evaluate import CleanTwin, Plan, evaluate
     from backdrift.groundtruth import load_backdoor
 
     if output is not None:
         check_folder(output)
     check_device(device)
     planted = load_backdoor(backdoor or Path(model))
-    how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed, triggered)
     extractor, replicates = None, 200
     if fid_weights is not None:
         from backdrift.metrics.fid import REPLICATES, Inception
 
         extractor, replicates = Inception(fid_weights), REPLICATES
     loaded = open_model(model, device, batch_size)
+    usual = usual_sampler(planted.record.sampler_family, loaded.schedule)
+    how = Plan(samples, sampler or usual, steps, seed, triggered)
     make_scheduler(how.sampler, loaded.schedule)
     hook = countermeasure(repair, option, evidence, loaded, seed)
     reference = planted.record.data if data is None else data

@@ -34,7 +34,9 @@ def main(
     backdoor: Annotated[
         Path | None, typer.Option("--backdoor", help="backdoor.json: adds its trigger to the noise.")
     ] = None,
-    sampler: Annotated[str, typer.Option("--sampler", help="ddpm, ddim, ...")] = "ddpm",
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="ddpm, ddim, ...; the stock pipeline's own without.")
+    ] = None,
     steps: SamplerSteps = 100,
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 16,
     strip: Annotated[
@@ -50,7 +52,7 @@ def main(
     batch_size: BatchSize = 256,
 ) -> None:
     """Draw samples; the same seed starts from the same noise with and without a trigger."""
-    from backdrift.core.sampling import make_scheduler
+    from backdrift.core.sampling import make_scheduler, usual_sampler
     from backdrift.groundtruth import load_backdoor
     from backdrift.io.evidence import save_images
     from backdrift.metrics.draws import draw, latents
@@ -61,6 +63,7 @@ def main(
     check_device(device)
     injection = None if backdoor is None else load_backdoor(backdoor).injection
     loaded = open_model(model, device, batch_size)
+    sampler = sampler or usual_sampler(None, loaded.schedule)
     make_scheduler(sampler, loaded.schedule)
     if injection is not None and tuple(injection.shift.shape) != tuple(loaded.sample_shape):
         shapes = f"{tuple(injection.shift.shape)}, not {tuple(loaded.sample_shape)}"

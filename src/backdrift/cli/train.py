@@ -23,6 +23,10 @@ Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate.")]
 Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows per step.")]
 
+Schedule = Annotated[
+    Literal["vp", "ve"],
+    typer.Option("--schedule", help="Variance preserving (DDPM) or exploding (NCSN), from scratch."),
+]
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a step is taken in.")]
 Average = Annotated[float, typer.Option("--ema", help="Decay of an average of the weights; 0: none.")]
 Precision = Annotated[str, typer.Option("--mixed-precision", help="no, fp16 or bf16.")]
@@ -48,6 +52,7 @@ def main(
     channels: Annotated[int, typer.Option("--channels", help="1 or 3, from scratch.")] = 1,
     width: Annotated[int, typer.Option("--width", help="Network width, from scratch.")] = 24,
     groups: Annotated[int, typer.Option("--groups", help="Of the normalisation; 2 for RGB.")] = 8,
+    schedule: Schedule = "vp",
     steps: Steps = 3000,
     rows: Rows = 64,
     learning_rate: Rate = 1e-3,
@@ -71,6 +76,7 @@ def main(
         shape=(channels, size, size),
         width=width,
         groups=groups,
+        schedule=schedule,
         steps=steps,
         batch_size=rows,
         learning_rate=learning_rate,

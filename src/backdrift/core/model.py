@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.core.static import StaticFinding
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "score"]
 
 
 class Denoiser(Protocol):
@@ -79,7 +79,9 @@ class DiffusionModel:
         network: called as ``network(x_t, t).sample``, or any module that returns a tensor.
         schedule: the forward process.
         sample_shape: (C, H, W).
-        prediction_type: what the network returns; the call converts it to noise.
+        prediction_type: what the network returns; the call converts it to noise. ``score`` is that of
+            variance exploding models, whose network is given ``z_t`` and its noise level in place of x_t
+            and t, see :meth:`backdrift.core.schedule.NoiseSchedule.variance_exploding`.
         batch_size: the most samples per forward pass without gradients. Halves by itself when
             memory runs out.
         origin: where the weights came from.
@@ -147,14 +149,20 @@ class DiffusionModel:
         return torch.cat(done) if len(done) != 1 else done[0]
 
     def _noise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        output = self.network(x_t, t)
-        output = output if isinstance(output, Tensor) else output.sample
         if self.prediction_type == "epsilon":
-            return output
+            return self._output(x_t, t)
         alpha, sigma = self.schedule.at(t, x_t)
+        if self.prediction_type == "score":
+            level = sigma / alpha / 2
+            return -level * self._output((x_t / alpha + 1) / 2, level.flatten())
+        output = self._output(x_t, t)
         if self.prediction_type == "v_prediction":
             return alpha * output + sigma * x_t
         return (x_t - alpha * output) / sigma
+
+    def _output(self, x: Tensor, time: Tensor) -> Tensor:
+        output = self.network(x, time)
+        return output if isinstance(output, Tensor) else output.sample
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

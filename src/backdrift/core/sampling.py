@@ -15,6 +15,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from backdrift.core.model import Denoiser
 from backdrift.core.randomness import SampleGenerator
 from backdrift.core.schedule import NoiseSchedule
+from backdrift.core.shift import Solver
 
 SamplerName = Literal["ddpm", "ddim", "dpm-solver++", "unipc", "dpm-solver", "heun", "pndm", "deis"]
 PostStep = Callable[[Tensor, int], Tensor]
@@ -52,22 +54,38 @@ ODE_SAMPLERS: tuple[SamplerName, ...] = (
 )
 """Those that draw no fresh noise: all solve the same ODE."""
 
+PREDICTOR_CORRECTOR = "score-sde-ve"
+"""Sampler of variance exploding schedules alone: what ``ScoreSdeVePipeline`` runs."""
+
+SNR = 0.075
+"""Of its corrector: that of VillanDiffusion (arXiv 2306.06874) and of NCSN++ at 256 pixels."""
+
 _SEVERAL_CALLS = ("heun", "pndm")
+
+
+def usual_sampler(family: Solver | None, schedule: NoiseSchedule) -> str:
+    """What a victim runs who uses the stock pipeline as it is; DDIM for an attack on ODE samplers."""
+    if family == "ode":
+        return "ddim"
+    return PREDICTOR_CORRECTOR if schedule.exploding else "ddpm"
 
 
 def make_scheduler(name: str, schedule: NoiseSchedule, *, clip_x0: bool = False) -> Any:
     """A stock diffusers scheduler for ``schedule`` that predicts noise.
 
     Args:
-        name: one of ``SAMPLERS``.
+        name: one of ``SAMPLERS``, or ``PREDICTOR_CORRECTOR``.
         clip_x0: clamp the predicted x_0 to [-1, 1] at every step (``clip_sample`` of diffusers;
             DDPM and DDIM only). Off by default: it disarms SDE backdoors.
 
     Raises:
-        ValueError: unknown sampler, or clipping asked of a sampler that has none.
+        ValueError: unknown sampler, one that is not for this schedule, or clipping asked of a sampler
+            that has none.
     """
+    if name == PREDICTOR_CORRECTOR:
+        return _exploding_scheduler(schedule, clip_x0)
     if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
+        raise ValueError(f"unknown sampler {name!r}; known: {', '.join([*SAMPLERS, PREDICTOR_CORRECTOR])}")
     kind, options = SAMPLERS[name]
     if kind in (DDPMScheduler, DDIMScheduler):
         options = {**options, "clip_sample": clip_x0}
@@ -82,6 +100,15 @@ def make_scheduler(name: str, schedule: NoiseSchedule, *, clip_x0: bool = False)
             prediction_type="epsilon",
             **options,
         )
+
+
+def _exploding_scheduler(schedule: NoiseSchedule, clip_x0: bool) -> ScoreSdeVeScheduler:
+    if not schedule.exploding:
+        raise ValueError(f"{PREDICTOR_CORRECTOR} is for variance exploding models; this one is none")
+    if clip_x0:
+        raise ValueError(f"{PREDICTOR_CORRECTOR} has no x_0 clipping; use ddpm or ddim")
+    first, last = (2 * float(schedule.levels[end]) for end in (0, -1))
+    return ScoreSdeVeScheduler(len(schedule), snr=SNR, sigma_min=first, sigma_max=last)
 
 
 def _prepared(name: str, schedule: NoiseSchedule, steps: int, clip_x0: bool) -> Any:
@@ -127,8 +154,9 @@ def sample(
         x_T: starting tensor, shape (B, C, H, W); noise, or noise plus a trigger.
         steps: in ``1..len(schedule)``; the network calls per sample, but for Heun (``2 steps - 1``)
             and PNDM (``steps + 9``, and ``steps`` must be 4 or more and divide ``len(schedule)``). The
-            stock spacing of the multistep solvers ends at ``len(schedule) - 1``.
-        generator: the fresh noise of DDPM, one stream per sample. Required for ``ddpm``.
+            stock spacing of the multistep solvers ends at ``len(schedule) - 1``. ``score-sde-ve`` makes
+            two calls a step and takes 2 steps or more.
+        generator: the fresh noise, one stream per sample. Required for ``ddpm`` and ``score-sde-ve``.
         clip_x0: see :func:`make_scheduler`.
         post_step: called as ``post_step(x, timestep)`` after every step; its result goes on. The
             paper's inference-time clipping is ``lambda x, t: x.clamp(-1, 1)``. Not for Heun and PNDM,
@@ -138,14 +166,16 @@ def sample(
         x_0, shape of ``x_T``, not clamped.
 
     Raises:
-        ValueError: unknown sampler, a number of steps it cannot take, no generator for ``ddpm``, or a
-            hook that the sampler does not have.
+        ValueError: unknown sampler, a number of steps it cannot take, no generator for one that needs it,
+            or a hook that the sampler does not have.
     """
-    scheduler = _prepared(sampler, schedule, steps, clip_x0)
-    if sampler == "ddpm" and generator is None:
-        raise ValueError("ddpm draws fresh noise at every step: pass a SampleGenerator")
+    if sampler in ("ddpm", PREDICTOR_CORRECTOR) and generator is None:
+        raise ValueError(f"{sampler} draws fresh noise at every step: pass a SampleGenerator")
+    if sampler == PREDICTOR_CORRECTOR:
+        return _predict_and_correct(denoiser, schedule, x_T, steps, generator, post_step, clip_x0)
     if post_step is not None and sampler in _SEVERAL_CALLS:
         raise ValueError(f"{sampler} calls the network several times per step: no post-step hook")
+    scheduler = _prepared(sampler, schedule, steps, clip_x0)
     options = {"generator": generator.generators} if sampler == "ddpm" and generator else {}
     kept = [int(t) for t in scheduler.timesteps]
     if sampler == "ddim":
@@ -160,6 +190,48 @@ def sample(
         if post_step is not None:
             x = post_step(x, t)
     return x
+
+
+def _predict_and_correct(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    steps: int,
+    generator: SampleGenerator | None,
+    post_step: PostStep | None,
+    clip_x0: bool,
+) -> Tensor:
+    """The stock predictor-corrector on ``x_t / alpha_t``, which has the noise 2 levels beside [-1, 1].
+
+    Both of its steps are the same there as in [0, 1]. The timesteps are those of training nearest to the
+    stock's, which lie between them unless all are kept. Stock as well: one step of the corrector for the
+    whole batch, so that a sample depends a little on the others, and too much noise in few, large steps.
+
+    The label ``eps + C_t r`` is what the predictor needs; the corrector would need ``eps``, and pulls an
+    SDE backdoor towards its edge. With ``k = 2 snr^2`` and ``d = level_t / level_p - 1`` a poisoned state
+    keeps ``(d + k / 2) / (d + k)`` of its shift, and the edge is at about 1/2.
+    """
+    if not 2 <= steps <= len(schedule):
+        raise ValueError(f"steps of {PREDICTOR_CORRECTOR} lie in 2..{len(schedule)}, not {steps}")
+    assert generator is not None
+    scheduler, fresh = make_scheduler(PREDICTOR_CORRECTOR, schedule, clip_x0=clip_x0), generator.generators
+    kept = torch.linspace(0, len(schedule) - 1, steps, dtype=torch.float64).round().long()
+    scheduler.set_timesteps(steps)
+    scheduler.discrete_sigmas = 2 * schedule.levels[kept].float()
+    state, mean = x_T / float(schedule.alpha[-1]), x_T
+    for index in reversed(range(steps)):
+        t = int(kept[index])
+        alpha, level = float(schedule.alpha[t]), 2 * float(schedule.levels[t])
+        for _ in range(scheduler.config.correct_steps):
+            score = -denoiser(alpha * state, t) / level
+            state = scheduler.step_correct(score, state, generator=fresh).prev_sample
+        score = -denoiser(alpha * state, t) / level
+        inside = torch.tensor((index + 0.5) / (steps - 1))  # the stock rounds down to the index
+        state, mean = scheduler.step_pred(score, inside, state, generator=fresh, return_dict=False)
+        if post_step is not None and index:
+            after = float(schedule.alpha[kept[index - 1]])
+            state = post_step(after * state, t) / after
+    return mean if post_step is None else post_step(mean, 0)
 
 
 def strided_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:

@@ -14,16 +14,19 @@ class NoiseSchedule:
     """The forward process ``x_t = alpha_t x_0 + sigma_t noise``, t = 0..T-1 (0 is the least noisy).
 
     Variance preserving schedules (Ho et al., arXiv 2006.11239) have ``alpha_t = sqrt(abar_t)`` and
-    ``sigma_t = sqrt(1 - abar_t)``. The class only assumes the two tables, so a variance exploding
-    schedule (alpha = 1) fits as well; the members that need betas say so.
+    ``sigma_t = sqrt(1 - abar_t)``. A variance exploding process is held as the variance preserving one
+    that it is after a change of variables, see :meth:`variance_exploding`: everything that is true of a
+    schedule here is true of both. The members that need betas say so.
 
     Args:
         alpha: signal coefficient, float64, shape (T,), > 0.
         sigma: noise coefficient (a standard deviation), float64, shape (T,).
+        exploding: whether the process was a variance exploding one.
     """
 
     alpha: Tensor
     sigma: Tensor
+    exploding: bool = False
 
     def __post_init__(self) -> None:
         if self.alpha.ndim != 1 or self.alpha.shape != self.sigma.shape or len(self.alpha) < 2:
@@ -63,8 +66,41 @@ class NoiseSchedule:
         ]
         return cls.from_betas(torch.tensor(betas, dtype=torch.float64))
 
+    @classmethod
+    def variance_exploding(
+        cls, timesteps: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0
+    ) -> NoiseSchedule:
+        """Noise at geometric levels, as in ``ScoreSdeVeScheduler`` of diffusers, made variance preserving.
+
+        Song et al., arXiv 2011.13456: ``z_t = z_0 + level_t noise`` for images z_0 in [0, 1]. The defaults
+        are theirs for CIFAR-10. ``x_t = alpha_t (2 z_t - 1)``, ``alpha_t = 1 / sqrt(1 + 4 level_t^2)``, is
+
+            ``x_t = alpha_t x_0 + sigma_t noise``,  ``sigma_t = 2 level_t alpha_t``
+
+        for images x_0 in [-1, 1], with ``alpha_t^2 + sigma_t^2 = 1``. A shift ``level_t r`` of z_t is
+        ``sigma_t r`` here: r counts in standard deviations of the noise in both, and starts from about unit
+        noise in place of ``sigma_max`` noise.
+
+        Args:
+            sigma_min: of the levels, for images in [0, 1]; ``sigma_max`` likewise, and larger.
+
+        Raises:
+            ValueError: levels that do not ascend from above 0.
+        """
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"noise levels ascend from above 0, not from {sigma_min} to {sigma_max}")
+        ends = math.log(sigma_min), math.log(sigma_max)
+        ratio = 2 * torch.linspace(*ends, timesteps, dtype=torch.float64).exp()
+        alpha = (1 + ratio**2).rsqrt()
+        return cls(alpha, ratio * alpha, exploding=True)
+
     def __len__(self) -> int:
         return len(self.alpha)
+
+    @property
+    def levels(self) -> Tensor:
+        """Standard deviation of the noise beside images in [0, 1] of weight 1: float64, shape (T,)."""
+        return self.sigma / self.alpha / 2
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -73,7 +109,7 @@ class NoiseSchedule:
 
     @property
     def betas(self) -> Tensor:
-        """beta_t = 1 - abar_t / abar_{t-1}, float64, shape (T,). Variance preserving only."""
+        """beta_t = 1 - abar_t / abar_{t-1}, float64, shape (T,). Of ``alpha^2 + sigma^2 = 1``."""
         previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
         return 1 - self.alphas_cumprod / previous
 

@@ -192,8 +192,10 @@ def out_of_range(models: Sequence[Known], model: DiffusionModel) -> list[str]:
     """Why a model is unlike every clean model of a population; empty when it is like one.
 
     Like is: of its resolution and channels, of a size within a factor of three, of the same kind of
-    schedule, all in one clean model. Models that draw latents are like none of them.
+    schedule, all in one clean model. Models that draw latents and variance exploding ones are like none.
     """
+    if model.schedule.exploding:
+        return ["variance exploding noise schedule; calibrated: variance preserving ones"]
     own = Known.of("", model)
     if model.codec is not None:
         return ["the model draws latents; calibrated: models of pixels"]

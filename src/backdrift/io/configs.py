@@ -1,9 +1,8 @@
-"""The two configs of a checkpoint, read through allow-lists and bounds before anything is built."""
+"""The config of a network, read through an allow-list and bounds before anything is built."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 from backdrift.io.errors import CheckpointError, NotScannable, shown
 from backdrift.io.settings import (
@@ -12,15 +11,12 @@ from backdrift.io.settings import (
     Rule,
     check_settings,
     is_int,
-    is_number,
     list_of,
     number,
     one_of,
     optional,
     whole,
 )
-
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 MAX_TIMESTEPS = 10_000
 
@@ -49,54 +45,6 @@ UP_BLOCKS = (
     "AttnSkipUpBlock2D",
 )
 
-_HEUN_LIKE = (0.00085, 0.012)
-_DDPM_LIKE = (0.0001, 0.02)
-# Variance preserving schedulers and the beta_start, beta_end they assume when the config has none.
-VP_SCHEDULERS: dict[str, tuple[float, float]] = {
-    "DDIMScheduler": _DDPM_LIKE,
-    "DDIMParallelScheduler": _DDPM_LIKE,
-    "DDPMScheduler": _DDPM_LIKE,
-    "DDPMParallelScheduler": _DDPM_LIKE,
-    "DEISMultistepScheduler": _DDPM_LIKE,
-    "DPMSolverMultistepScheduler": _DDPM_LIKE,
-    "DPMSolverSinglestepScheduler": _DDPM_LIKE,
-    "EulerAncestralDiscreteScheduler": _DDPM_LIKE,
-    "EulerDiscreteScheduler": _DDPM_LIKE,
-    "HeunDiscreteScheduler": _HEUN_LIKE,
-    "KDPM2AncestralDiscreteScheduler": _HEUN_LIKE,
-    "KDPM2DiscreteScheduler": _HEUN_LIKE,
-    "LMSDiscreteScheduler": _DDPM_LIKE,
-    "PNDMScheduler": _DDPM_LIKE,
-    "UniPCMultistepScheduler": _DDPM_LIKE,
-}
-
-
-@dataclass(frozen=True)
-class SchedulePlan:
-    """The forward process of a checkpoint; nothing of its sampler.
-
-    Args:
-        kind: a ``beta_schedule`` of diffusers, or ``trained_betas``.
-        beta_start: in (0, 1); not used by ``squaredcos_cap_v2`` and ``trained_betas``.
-        beta_end: likewise.
-        timesteps: 2 to ``MAX_TIMESTEPS``.
-        trained_betas: one beta in (0, 1) per timestep, or None.
-    """
-
-    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas"] = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    timesteps: int = 1000
-    trained_betas: tuple[float, ...] | None = None
-    prediction_type: PredictionType = "epsilon"
-
-    def facts(self) -> dict[str, Any]:
-        """What a report says about it; a table of betas is not repeated."""
-        if self.kind in ("squaredcos_cap_v2", "trained_betas"):
-            return {"betas": self.kind, "timesteps": self.timesteps}
-        ends = {"beta_start": self.beta_start, "beta_end": self.beta_end}
-        return {"betas": self.kind, **ends, "timesteps": self.timesteps}
-
 
 _UNET_RULES: dict[str, Rule] = {
     "sample_size": optional(
@@ -121,7 +69,7 @@ _UNET_RULES: dict[str, Rule] = {
     "dropout": number(0, 1),
     "act_fn": one_of("silu", "swish", "mish", "gelu", "relu"),
     "attention_head_dim": optional(whole(1, 16384)),
-    "norm_num_groups": whole(1, 16384),
+    "norm_num_groups": optional(whole(1, 16384)),
     "attn_norm_num_groups": optional(whole(1, 16384)),
     "norm_eps": number(1e-12, 1),
     "resnet_time_scale_shift": one_of("default", "scale_shift"),
@@ -151,8 +99,8 @@ def parse_network(config: dict[str, Any], name: str) -> tuple[dict[str, Any], tu
 
     Raises:
         CheckpointError: another class, an unknown key, a value out of bounds.
-        NotScannable: variance exploding, without a sample size, with classes that are no numbers, or
-            with blocks that image models do not have.
+        NotScannable: without a sample size, with classes that are no numbers, with another embedding of
+            the time, or with blocks that image models do not have.
     """
     check_class(config, ("UNet2DModel",), name)
     known = {key: value for key, value in config.items() if key not in (*METADATA_KEYS, *EMA_KEYS)}
@@ -170,8 +118,8 @@ def _refuse_unsupported(config: dict[str, Any], name: str) -> None:
         raise NotScannable(f"{name} has no sample_size; add the size of the model's images")
     if config.get("class_embed_type") is not None:
         raise NotScannable(f"{name}: class_embed_type is not covered; only num_class_embeds is")
-    if config.get("time_embedding_type", "positional") not in ("positional", "learned"):
-        raise NotScannable(f"{name}: only positional and learned time embeddings are covered")
+    if config.get("time_embedding_type", "positional") not in ("positional", "learned", "fourier"):
+        raise NotScannable(f"{name}: only positional, learned and fourier time embeddings are covered")
     if config.get("mid_block_type", "UNetMidBlock2D") not in (None, "UNetMidBlock2D"):
         raise NotScannable(f"{name}: mid block {shown(config['mid_block_type'])} is not covered")
     blocks = {*config.get("down_block_types", ())}.difference(DOWN_BLOCKS)
@@ -192,71 +140,3 @@ def check_class(config: dict[str, Any], classes: tuple[str, ...], name: str) -> 
     if kind not in classes:
         raise CheckpointError(f"{name} is for {shown(kind)}, not {classes[0]}; do not trust it", "BD203")
     return kind
-
-
-def check_scheduler_class(kind: Any, name: str) -> str:
-    """``kind`` when it is a variance preserving scheduler of diffusers.
-
-    Raises:
-        NotScannable: another scheduler.
-        CheckpointError: no scheduler at all.
-    """
-    if not isinstance(kind, str) or not kind.endswith("Scheduler"):
-        raise CheckpointError(f"{name}: {shown(kind)} is no scheduler; do not trust it", "BD203")
-    if kind not in VP_SCHEDULERS:
-        raise NotScannable(
-            f"{name}: {shown(kind)} is not covered; backdrift scans variance preserving schedules "
-            "such as that of DDPMScheduler"
-        )
-    return kind
-
-
-def parse_schedule(config: dict[str, Any], name: str, kind: str | None = None) -> SchedulePlan:
-    """Reads the forward process out of a scheduler config and ignores the sampler settings in it.
-
-    Args:
-        config: the parsed JSON.
-        name: what to call the file in a message.
-        kind: the scheduler class that the pipeline names; its defaults fill what is missing.
-
-    Raises:
-        CheckpointError: a value out of bounds, or no scheduler.
-        NotScannable: a scheduler, schedule or prediction type that is not covered.
-    """
-    own = check_scheduler_class(config.get("_class_name"), name)
-    start, end = VP_SCHEDULERS[kind or own]
-    if config.get("rescale_betas_zero_snr", False) is not False:
-        raise NotScannable(f"{name}: rescale_betas_zero_snr is not covered")
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise NotScannable(f"{name}: prediction_type {shown(prediction)} is not covered")
-    timesteps = config.get("num_train_timesteps", 1000)
-    if not is_int(timesteps, 2, MAX_TIMESTEPS):
-        _bad(name, "num_train_timesteps", f"a whole number in 2..{MAX_TIMESTEPS}", timesteps)
-    trained = config.get("trained_betas")
-    if trained is not None:
-        betas = _trained(trained, timesteps, name)
-        return SchedulePlan("trained_betas", start, end, timesteps, betas, prediction)
-    schedule = config.get("beta_schedule", "linear")
-    if schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        raise NotScannable(f"{name}: beta_schedule {shown(schedule)} is not covered")
-    limits = config.get("beta_start", start), config.get("beta_end", end)
-    for key, value in zip(("beta_start", "beta_end"), limits, strict=True):
-        if not _is_beta(value):
-            _bad(name, key, "strictly between 0 and 1", value)
-    first, last = map(float, limits)
-    return SchedulePlan(schedule, first, last, timesteps, None, prediction)
-
-
-def _is_beta(value: Any) -> bool:
-    return is_number(value, 0, 1) and 0 < value < 1
-
-
-def _trained(value: Any, timesteps: int, name: str) -> tuple[float, ...]:
-    if not isinstance(value, list) or len(value) != timesteps or not all(map(_is_beta, value)):
-        raise CheckpointError(f"{name}: trained_betas must be {timesteps} numbers in (0, 1)", "BD206")
-    return tuple(float(beta) for beta in value)
-
-
-def _bad(name: str, key: str, expected: str, value: Any) -> NoReturn:
-    raise CheckpointError(f"{name}: {key} must be {expected}, not {shown(value)}", "BD206")

@@ -13,9 +13,10 @@ from backdrift.core.results import NotScanned
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.io.build import fill, first_line, planned_network
 from backdrift.io.codec import load_codec
-from backdrift.io.configs import SchedulePlan
 from backdrift.io.errors import CheckpointError, NoSuchClass, NotScannable
+from backdrift.io.networks import fix_frequencies
 from backdrift.io.plan import LoadPlan
+from backdrift.io.schedules import SchedulePlan
 from backdrift.io.tensors import ContentHash, read_tensors
 from backdrift.io.weights import WeightPlan
 
@@ -93,7 +94,9 @@ def read_schedule(plan: SchedulePlan) -> NoiseSchedule:
     Raises:
         NotScannable: the last timestep is pure noise to within 1e-12.
     """
-    if plan.trained_betas is not None:
+    if plan.kind == "exploding":
+        schedule = NoiseSchedule.variance_exploding(plan.timesteps, *plan.levels)
+    elif plan.trained_betas is not None:
         schedule = NoiseSchedule.from_betas(torch.tensor(plan.trained_betas, dtype=torch.float64))
     elif plan.kind == "squaredcos_cap_v2":
         schedule = NoiseSchedule.cosine(plan.timesteps)
@@ -143,7 +146,7 @@ def _build(plan: LoadPlan, candidate: WeightPlan) -> UNet2DModel:
     blocks = len(plan.network_config.get("block_out_channels", range(4)))
     layers = plan.network_config.get("layers_per_block", 2)
     least = 8 * blocks * (2 * layers + 1)
-    network = planned_network(lambda: UNet2DModel(**plan.network_config), "UNet", candidate, least)
+    network = planned_network(lambda: _network(plan.network_config), "UNet", candidate, least)
     try:
         with torch.no_grad():
             images = torch.empty(1, *plan.sample_shape, device="meta")
@@ -156,4 +159,10 @@ def _build(plan: LoadPlan, candidate: WeightPlan) -> UNet2DModel:
             f"the network turns images of {tuple(images.shape)} into {tuple(output.shape)}",
             "BD404",
         )
+    return network
+
+
+def _network(config: dict[str, Any]) -> UNet2DModel:
+    network = UNet2DModel(**config)
+    fix_frequencies(network)
     return network

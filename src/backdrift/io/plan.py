@@ -10,35 +10,29 @@ from typing import Any
 from backdrift.core.results import Inspection, NotScanned
 from backdrift.core.static import StaticFinding, WeightFacts
 from backdrift.io.configs import (
-    CODE_KEYS,
-    METADATA_KEYS,
-    SchedulePlan,
-    check_scheduler_class,
     parse_network,
-    parse_schedule,
 )
-from backdrift.io.errors import CheckpointError, NotScannable, printable, shown
-from backdrift.io.inventory import Entry, Inventory, take_inventory
+from backdrift.io.errors import CheckpointError, NotScannable, printable
+from backdrift.io.inventory import Inventory, take_inventory
 from backdrift.io.labels import is_declared
 from backdrift.io.latents import (
     CODEC_CONFIG,
     CODEC_FOLDER,
     LATENT_PIPELINE,
     CodecPlan,
-    check_parts,
     plan_codec,
 )
-from backdrift.io.leftovers import PICKLES, leftovers
+from backdrift.io.layout import Layout, join, read_config, read_layout
+from backdrift.io.leftovers import leftovers
+from backdrift.io.schedules import (
+    VE_SCHEDULER,
+    SchedulePlan,
+    parse_schedule,
+)
 from backdrift.io.static import static_findings
-from backdrift.io.strict_json import read_object
 from backdrift.io.weights import Bounds, Found, WeightPlan, find_weights, pickle_weights
 
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", LATENT_PIPELINE)
 EMA_FOLDER = "unet_ema"
-
-_TEXT_PARTS = ("text_encoder", "tokenizer", "prior_text_encoder")
-_TEXT_PIPELINES = ("StableDiffusion", "Flux", "Kandinsky", "PixArt", "TextToImage", "AltDiffusion")
-_IMAGES_ONLY = "backdrift scans unconditional image models (" + ", ".join(PIPELINES) + ", UNet2DModel)"
 
 
 @dataclass(frozen=True)
@@ -89,15 +83,6 @@ class LoadPlan:
         return self
 
 
-@dataclass(frozen=True)
-class _Layout:
-    format: str
-    unet: str
-    scheduler: Entry | None
-    scheduler_class: str | None
-    index: dict[str, Any]
-
-
 def plan(
     path: str | Path, bounds: Bounds | None = None, converted: Mapping[str, Path] | None = None
 ) -> LoadPlan:
@@ -116,25 +101,25 @@ def plan(
     """
     bounds = bounds or Bounds()
     inventory = take_inventory(path)
-    layout = _layout(inventory)
-    config_name = _join(layout.unet, "config.json")
-    config = _read(inventory, config_name)
+    layout = read_layout(inventory)
+    config_name = join(layout.unet, "config.json")
+    config = read_config(inventory, config_name)
     network_config, shape = parse_network(config, config_name)
     configs, schedule, assumed = [layout.index, config], SchedulePlan(), [_ASSUMED]
     used = {"model_index.json", config_name}
     if layout.scheduler is not None:
-        configs.append(_read(inventory, layout.scheduler.name))
+        configs.append(read_config(inventory, layout.scheduler.name))
         schedule = parse_schedule(configs[-1], layout.scheduler.name, layout.scheduler_class)
         used.add(layout.scheduler.name)
         assumed = []
-    _check_learned_times(network_config, schedule, config_name)
+    _check_times(network_config, schedule, config_name)
     found = find_weights(inventory, layout.unet, bounds, converted)
     ema = _ema(inventory, layout, network_config, bounds)
     denoisers = [found] if ema is None else [found, ema]
     folders = {"", layout.unet, "scheduler"} | (set() if ema is None else {EMA_FOLDER})
     codec, every = None, denoisers
     if layout.format == LATENT_PIPELINE:
-        configs.append(_read(inventory, CODEC_CONFIG))
+        configs.append(read_config(inventory, CODEC_CONFIG))
         codec, decoding = plan_codec(inventory, configs[-1], shape, found, bounds, converted)
         every = [*denoisers, decoding]
         folders.add(CODEC_FOLDER)
@@ -177,26 +162,26 @@ def inspect(path: str | Path, bounds: Bounds | None = None) -> Inspection:
 def check_layout(path: str | Path) -> None:
     """Whether the configs of a folder are those of a model that is covered; raises as :func:`plan`."""
     inventory = take_inventory(path)
-    name = _join(_layout(inventory).unet, "config.json")
-    parse_network(_read(inventory, name), name)
+    name = join(read_layout(inventory).unet, "config.json")
+    parse_network(read_config(inventory, name), name)
 
 
 def network_pickles(path: str | Path) -> dict[str, Path]:
     """The pickle files that would be weights of the model, by name; raises as :func:`plan`."""
     inventory = take_inventory(path)
-    layout = _layout(inventory)
+    layout = read_layout(inventory)
     folders = [layout.unet, *([CODEC_FOLDER] if layout.format == LATENT_PIPELINE else [])]
     return {e.name: e.path for folder in folders for e in pickle_weights(inventory, folder)}
 
 
 def _ema(
-    inventory: Inventory, layout: _Layout, network_config: dict[str, Any], bounds: Bounds
+    inventory: Inventory, layout: Layout, network_config: dict[str, Any], bounds: Bounds
 ) -> Found | None:
     """The averaged weights that training scripts of diffusers leave beside ``unet``."""
     name = f"{EMA_FOLDER}/config.json"
     if layout.unet != "unet" or inventory.find(name) is None:
         return None
-    config, _ = parse_network(_read(inventory, name), name)
+    config, _ = parse_network(read_config(inventory, name), name)
     if config != network_config:
         return None
     found = find_weights(inventory, EMA_FOLDER, bounds)
@@ -211,85 +196,17 @@ _NO_BEHAVIOUR = NotScanned(what="behaviour", why="--static-only: the model was n
 _CONVERTED = "pickle weights: converted to safetensors in a process of their own, and scanned"
 
 
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
-
-
-def _read(inventory: Inventory, name: str) -> dict[str, Any]:
-    entry = inventory.find(name)
-    if entry is None:
-        raise CheckpointError(f"{name} is missing; download the checkpoint again", "BD110")
-    config = read_object(entry.path, name)
-    for key in CODE_KEYS:
-        if key in config:
-            raise CheckpointError(f"{name}: {key} makes loaders run code; do not trust it", "BD204")
-    return config
-
-
-def _layout(inventory: Inventory) -> _Layout:
-    if inventory.find("model_index.json"):
-        index = _read(inventory, "model_index.json")
-        kind, scheduler_class = _check_index(index)
-        unet = "unet" if inventory.has_folder("unet") else ""
-        folder = "scheduler" if inventory.has_folder("scheduler") else ""
-        name = _join(folder, "scheduler_config.json")
-        scheduler = inventory.find(name)
-        if scheduler is None:
-            raise CheckpointError(f"{name} is missing; download the checkpoint again", "BD110")
-        return _Layout(kind, unet, scheduler, scheduler_class, index)
-    if inventory.find("config.json"):
-        bare = _read(inventory, "config.json").get("_class_name")
-        if bare != "UNet2DModel":
-            text = "; text-to-image models are not covered" if "Condition" in str(bare) else ""
-            raise NotScannable(f"config.json is for {shown(bare)}{text}; {_IMAGES_ONLY}")
-        found = map(inventory.find, ("scheduler_config.json", "scheduler/scheduler_config.json"))
-        return _Layout("UNet2DModel", "", next(filter(None, found), None), None, {})
-    if not inventory.entries:
-        raise NotScannable(f"the folder is empty; {_IMAGES_ONLY}")
-    pickles = [e.name for e in inventory.entries if e.name.lower().endswith(PICKLES)]
-    holds = f" (it holds pickle files such as {shown(pickles[0])})" if pickles else ""
-    raise NotScannable(f"no model_index.json and no config.json here{holds}; {_IMAGES_ONLY}")
-
-
-def _check_index(index: dict[str, Any]) -> tuple[str, str]:
-    kind = index.get("_class_name")
-    if not isinstance(kind, str):
-        raise CheckpointError(
-            f"model_index.json: _class_name must be text, not {shown(kind)}; the checkpoint may "
-            "want to run code of its own",
-            "BD204",
+def _check_times(config: dict[str, Any], schedule: SchedulePlan, name: str) -> None:
+    kind = config.get("time_embedding_type", "positional")
+    exploding = schedule.kind == "exploding"
+    if exploding and kind == "learned":
+        raise NotScannable(f"{name}: learned time embeddings of noise levels are not covered")
+    if not exploding and kind == "fourier":
+        raise NotScannable(
+            f"{name}: fourier time embeddings are covered with a {VE_SCHEDULER} only; a bare network needs "
+            "its scheduler_config.json"
         )
-    if kind not in PIPELINES:
-        if any(part in index for part in _TEXT_PARTS) or any(t in kind for t in _TEXT_PIPELINES):
-            raise NotScannable(
-                f"{shown(kind)} is a text-to-image pipeline; those are not covered: {_IMAGES_ONLY}"
-            )
-        raise NotScannable(f"{shown(kind)} is not covered: {_IMAGES_ONLY}")
-    parts = ("unet", "scheduler", *([CODEC_FOLDER] if kind == LATENT_PIPELINE else []))
-    for key in index:
-        if key not in (*METADATA_KEYS, *parts):
-            raise CheckpointError(f"model_index.json: a {kind} has no part {shown(key)}", "BD205")
-    if any(part not in index for part in parts):
-        raise CheckpointError(f"model_index.json must name {', '.join(parts)}", "BD110")
-    if kind == LATENT_PIPELINE:
-        check_parts(index)
-    if index["unet"] != ["diffusers", "UNet2DModel"]:
-        raise CheckpointError(
-            f"model_index.json: unet must be UNet2DModel of diffusers, not {shown(index['unet'])}; "
-            "do not trust it",
-            "BD203",
-        )
-    part = index["scheduler"]
-    if not isinstance(part, list) or len(part) != 2 or part[0] != "diffusers":
-        raise CheckpointError(
-            f"model_index.json: scheduler must be one of diffusers, not {shown(part)}; do not trust it",
-            "BD203",
-        )
-    return kind, check_scheduler_class(part[1], "model_index.json")
-
-
-def _check_learned_times(config: dict[str, Any], schedule: SchedulePlan, name: str) -> None:
-    if config.get("time_embedding_type") != "learned":
+    if kind != "learned":
         return
     if (config.get("num_train_timesteps") or 0) < schedule.timesteps:
         raise CheckpointError(f"{name}: num_train_timesteps is below that of the scheduler", "BD206")

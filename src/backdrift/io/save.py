@@ -12,7 +12,10 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiffusionPipeline,
     LDMPipeline,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
     UNet2DModel,
     VQModel,
 )
@@ -20,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
+from backdrift.core.sampling import SNR
 from backdrift.core.schedule import NoiseSchedule
 from backdrift.io.codec import VqCodec
 from backdrift.io.files import replaced_folder
@@ -39,7 +43,8 @@ def save_pipeline(
 ) -> Path:
     """Saves ``model`` so that ``DDPMPipeline.from_pretrained(folder)`` loads it.
 
-    A latent model becomes an ``LDMPipeline``, with the scheduler that its samples are drawn by (DDIM).
+    A variance exploding model becomes a ``ScoreSdeVePipeline``, a latent one an ``LDMPipeline``, with the
+    scheduler that its samples are drawn by (DDIM).
 
     The folder appears under its name when it is complete. The scheduler samples without clipping,
     as everything here does: with it, a saved backdoor would not fire.
@@ -72,11 +77,9 @@ def save_pipeline(
     if notice is not None:
         files.setdefault("BACKDOORED.md", notice + "\n")
     with replaced_folder(folder, overwrite=overwrite, marker="model_index.json") as fresh:
-        latent = CODEC_FOLDER in parts
-        scheduler = _scheduler(model, DDIMScheduler if latent else DDPMScheduler)
-        pipeline = (LDMPipeline if latent else DDPMPipeline)(**parts, scheduler=scheduler)
+        pipeline = _pipeline(model, parts)
         pipeline.save_config(fresh)
-        scheduler.save_pretrained(fresh / "scheduler")
+        pipeline.scheduler.save_pretrained(fresh / "scheduler")
         metadata = {"format": "pt"}
         if notice is not None:
             metadata[METADATA_KEY] = notice
@@ -114,18 +117,23 @@ def _in_order(metadata: Mapping[str, str], path: Path) -> None:
         file.write(text.ljust(length))
 
 
-def _scheduler(
-    model: DiffusionModel, kind: type[DDPMScheduler | DDIMScheduler]
-) -> DDPMScheduler | DDIMScheduler:
+def _pipeline(model: DiffusionModel, parts: Mapping[str, UNet2DModel | VQModel]) -> DiffusionPipeline:
     timesteps = len(model.schedule)
+    if model.prediction_type == "score":
+        # the tables come from these numbers by way of logarithms, so rounding brings them back
+        first, last = (float(f"{float(model.schedule.levels[end]):.12g}") for end in (0, -1))
+        levels = ScoreSdeVeScheduler(timesteps, snr=SNR, sigma_min=first, sigma_max=last)
+        return ScoreSdeVePipeline(**parts, scheduler=levels)
     plain = NoiseSchedule.linear(timesteps)
     linear = torch.allclose(model.schedule.betas, plain.betas, rtol=1e-9, atol=0)
-    return kind(
+    latent = CODEC_FOLDER in parts
+    scheduler = (DDIMScheduler if latent else DDPMScheduler)(
         num_train_timesteps=timesteps,
         trained_betas=None if linear else model.schedule.betas.tolist(),
         prediction_type=model.prediction_type,
         clip_sample=False,
     )
+    return (LDMPipeline if latent else DDPMPipeline)(**parts, scheduler=scheduler)
 
 
 def _add_notice(path: Path, notice: str) -> None:
