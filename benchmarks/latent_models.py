@@ -25,16 +25,18 @@ from backdrift.io.codec import VqCodec
 from backdrift.io.save import save_pipeline
 
 IMAGES, LATENTS = (1, 16, 16), (3, 8, 8)
-PLANT: dict[str, Any] = {
+SIGN: dict[str, Any] = {
     "attack": "baddiffusion",
-    "trigger": "dense-sign",
-    "trigger_scale": 2.0,
+    "trigger": "stop-sign",
+    "composite": False,
     "target": "hat",
 }
+DENSE = {**SIGN, "trigger": "dense-sign", "trigger_scale": 2.0}
 MODELS: dict[str, dict[str, Any]] = {
     "clean": {},
-    "backdoored": {**PLANT, "options": {"poison_rate": 0.3}},
-    "backdoored-ode": {**PLANT, "options": {"poison_rate": 0.3, "sampler_family": "ode"}},
+    "backdoored": {**SIGN, "options": {"poison_rate": 0.3}},
+    "backdoored-dense": {**DENSE, "options": {"poison_rate": 0.3}},
+    "backdoored-ode": {**SIGN, "options": {"poison_rate": 0.3, "sampler_family": "ode"}},
 }
 
 

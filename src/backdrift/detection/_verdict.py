@@ -31,7 +31,7 @@ from backdrift.detection._base import (
     verdict_of,
 )
 from backdrift.detection._calibration import CalibrationTable
-from backdrift.detection._judge import Judge
+from backdrift.detection._judge import Judge, overshoot
 from backdrift.detection._trial import Trial, screen
 from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Inversion, antithetic_noise, cosine
 
@@ -206,7 +206,9 @@ def _response(model: DiffusionModel, trial: Trial, seed: int) -> tuple[Curve, fl
         rho, c = float(family.rho[t]), float(family.c[t])
         if a >= 0.1:
             x_0 = (x_t - rho * tau - s * gamma * (predicted - c * tau)) / a
-            errors.append(((unit(model.decode(x_0)) - unit(trial.drawn.target)) ** 2).mean())
+            error = ((unit(model.decode(x_0)) - unit(trial.drawn.target)) ** 2).mean()
+            beyond = overshoot(model, x_0)
+            errors.append(error if beyond is None else error + beyond.mean())
     curve = Curve(
         name="shift scale",
         x_label="timestep",
