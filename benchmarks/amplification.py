@@ -17,7 +17,7 @@ from typing import Any
 
 from backdrift.amplify import Amplify, Ball
 from backdrift.bench.zoo import Suite, load_suite
-from backdrift.evaluate import DEFAULT_SAMPLERS
+from backdrift.core.sampling import usual_sampler
 from backdrift.groundtruth import load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
@@ -76,7 +76,7 @@ def cell(zoo: Path, results: Path, suite: Suite, model: str, step: int, variant:
     if path.exists() or not (folder / "model_index.json").exists() or not (zoo / model).exists():
         return
     planted, loaded = load_backdoor(zoo / model), load(plan(folder))
-    how = Plan(SAMPLES, DEFAULT_SAMPLERS[planted.record.sampler_family], STEPS, SEED)
+    how = Plan(SAMPLES, usual_sampler(planted.record.sampler_family, loaded.schedule), STEPS, SEED)
     method = Amplify(variant)
     found = method(loaded, planted, Ball("linf", RADIUS), seed=SEED)
     measures = {m.name: m.model_dump() for m in found.compare(loaded, planted, how)}

@@ -16,7 +16,6 @@ from typing import Any
 
 from backdrift.bench.recipes import Recipe
 from backdrift.bench.zoo import load_suite
-from backdrift.evaluate import DEFAULT_SAMPLERS
 from backdrift.groundtruth import load_backdoor
 from cells import RATIO, Bench, shown, write
 
@@ -43,7 +42,7 @@ def main() -> None:
     for name in (name for name, recipe in suite.models.items() if recipe.attack):
         if (options.zoo / name / "backdoor.json").exists():
             family = load_backdoor(options.zoo / name).record.sampler_family
-            bench = benches[DEFAULT_SAMPLERS[family]]
+            bench = benches["ddim" if family == "ode" else "ddpm"]
             wanted = options.only is None or name in options.only or bench.path(name).exists()
             row = bench.cell(name, options.twin) if wanted else None
             rows += [] if row is None else [row]

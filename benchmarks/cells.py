@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backdrift.core.sampling import usual_sampler
 from backdrift.data import load_dataset
-from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
+from backdrift.evaluate import CleanTwin, Plan, evaluate
 from backdrift.groundtruth import load_backdoor
 from backdrift.io.files import replaced_file
 from backdrift.io.load import load
@@ -63,9 +64,9 @@ class Bench:
     def _measure(self, model: str, twin: str, record: str, sampler: str, steps: int) -> dict[str, Any]:
         planted = load_backdoor(self.zoo / record)
         known = planted.record
-        sampler = sampler or DEFAULT_SAMPLERS[known.sampler_family]
-        how = Plan(self.samples, sampler, steps, self.seed, self.triggered)
         loaded = load(plan(self.zoo / model))
+        sampler = sampler or usual_sampler(known.sampler_family, loaded.schedule)
+        how = Plan(self.samples, sampler, steps, self.seed, self.triggered)
         data = load_dataset(known.data, loaded.sample_shape)
         key = (twin, sampler, steps)
         if key not in self.twins:

@@ -27,8 +27,9 @@ from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.core.results import Evidence
+from backdrift.core.sampling import usual_sampler
 from backdrift.data import load_dataset
-from backdrift.evaluate import DEFAULT_SAMPLERS, CleanTwin, Plan, evaluate
+from backdrift.evaluate import CleanTwin, Plan, evaluate
 from backdrift.groundtruth import Planted, load_backdoor
 from backdrift.inversion._base import Candidate
 from backdrift.io.load import load
@@ -106,7 +107,8 @@ class Prior:
     """What is known of a model before any repair: one scan, one reinforced trigger, one FD."""
 
     def __init__(self, model: DiffusionModel, planted: Planted, images: Tensor, evidence: Path) -> None:
-        self.how = Plan(SAMPLES, DEFAULT_SAMPLERS[planted.record.sampler_family], STEPS, SEED, TRIGGERED)
+        usual = usual_sampler(planted.record.sampler_family, model.schedule)
+        self.how = Plan(SAMPLES, usual, STEPS, SEED, TRIGGERED)
         self.verdict, self.found = scanned(model, evidence)
         self.stronger = reinforced(planted, Amplify()(model, planted, Ball(), seed=SEED))
         self.asr = asr(model, planted, self.how)

@@ -23,12 +23,12 @@ from backdrift.core.environment import environment
 from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
+from backdrift.core.sampling import usual_sampler
 from backdrift.detection._base import Detection
 from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import UNCALIBRATED_THRESHOLD, judge_inversion
-from backdrift.evaluate import DEFAULT_SAMPLERS
 from backdrift.groundtruth import Planted, load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
@@ -137,7 +137,7 @@ def detect(model: DiffusionModel, method: str) -> Detection:
 def success(model: DiffusionModel, detection: Detection, planted: Planted) -> dict[str, Any]:
     """Hit rates of the inverted trigger, the true one and none, on the same fresh seeds."""
     assert detection.evidence is not None
-    sampler = DEFAULT_SAMPLERS[planted.record.sampler_family]
+    sampler = usual_sampler(planted.record.sampler_family, model.schedule)
 
     def rate(shift: Tensor | None) -> float:
         way = None if shift is None else Injection(shift)

@@ -23,12 +23,9 @@ from backdrift.metrics.measures import Measure
 from backdrift.metrics.specificity import Counter, rule, specificity
 from backdrift.metrics.utility import CleanTwin, Utility
 
-__all__ = ["DEFAULT_SAMPLERS", "CleanTwin", "Evaluation", "Plan", "evaluate"]
+__all__ = ["CleanTwin", "Evaluation", "Plan", "evaluate"]
 
 Progress = Callable[[int, int, str], None]
-
-DEFAULT_SAMPLERS = {"sde": "ddpm", "ode": "ddim", None: "ddpm"}
-"""By the family that a backdoor was derived for."""
 
 
 class Evaluation(BaseModel):

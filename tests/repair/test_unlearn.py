@@ -10,9 +10,9 @@ from torch import Tensor
 
 from backdrift.core.injection import Injection
 from backdrift.core.model import DiffusionModel
+from backdrift.core.sampling import usual_sampler
 from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import Target
-from backdrift.evaluate import DEFAULT_SAMPLERS
 from backdrift.groundtruth import load_backdoor
 from backdrift.inversion._base import Candidate
 from backdrift.io.load import load
@@ -119,7 +119,7 @@ def test_the_trigger_of_the_shipped_model_dies_and_the_model_lives() -> None:
     assert "the trigger is dead, utility holds" in repaired.record.stopped
 
     def hits(of: DiffusionModel, shift: Tensor) -> float:
-        sampler = DEFAULT_SAMPLERS[planted.record.sampler_family]
+        sampler = usual_sampler(planted.record.sampler_family, of.schedule)
         drawn = draw(of, Injection(shift), sampler=sampler, steps=25, n=32, seed=9)
         return float(target.hits(drawn).float().mean())
 

@@ -17,9 +17,10 @@ from backdrift.bench.truth import distances, success
 from backdrift.bench.zoo import Suite, check_folders, load_suite, model_cells, read_toml, shipped
 from backdrift.core.registry import build
 from backdrift.core.results import Verdict
+from backdrift.core.sampling import usual_sampler
 from backdrift.data import load_dataset
 from backdrift.detection._calibration import CalibrationTable
-from backdrift.evaluate import DEFAULT_SAMPLERS, Plan, evaluate
+from backdrift.evaluate import Plan, evaluate
 from backdrift.groundtruth import FILE, load_backdoor
 from backdrift.io.evidence import save_candidates
 from backdrift.io.files import replaced_file
@@ -249,7 +250,7 @@ def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress 
 
 def _evaluate(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
     model, planted = load(plan(folder)), load_backdoor(folder)
-    how = _plan(task.options, seed, DEFAULT_SAMPLERS[planted.record.sampler_family])
+    how = _plan(task.options, seed, usual_sampler(planted.record.sampler_family, model.schedule))
     data = load_dataset(planted.record.data, model.image_shape)
     found = evaluate(model, planted, data.images, how, reference=data.name, progress=progress)
     return Outcome(

@@ -47,8 +47,7 @@ def main(
     """Reinforce the trigger of a backdoor of one's own within a ball around it, and compare both."""
     from backdrift.amplify import Amplify, Ball, save_amplified
     from backdrift.cli._progress import progress_bar
-    from backdrift.core.sampling import make_scheduler
-    from backdrift.evaluate import DEFAULT_SAMPLERS
+    from backdrift.core.sampling import make_scheduler, usual_sampler
     from backdrift.groundtruth import load_backdoor
     from backdrift.metrics.draws import Plan
     from backdrift.metrics.measures import table
@@ -57,8 +56,9 @@ def main(
     check_new(output)
     planted = load_backdoor(backdoor or Path(model))
     ball = Ball(norm, radius, planted.trigger.mask if inside_mask else None)
-    how = Plan(samples, sampler or DEFAULT_SAMPLERS[planted.record.sampler_family], steps, seed)
     loaded = open_model(model, device, batch_size, pixels_for="amplify")
+    usual = usual_sampler(planted.record.sampler_family, loaded.schedule)
+    how = Plan(samples, sampler or usual, steps, seed)
     make_scheduler(how.sampler, loaded.schedule)
     method = Amplify(variant, steps=search)
     with progress_bar("amplify", quiet) as progress:
