@@ -1,8 +1,8 @@
 """Tiny latent diffusion models on digits, clean and backdoored, as stock ``LDMPipeline`` folders.
 
 A VQ-VAE of 16x16 digits with latents of 3x8x8 is trained first; then ``MODELS`` with its latents, by the
-recipes of every other model. ``python benchmarks/latent_models.py FOLDER`` makes them all, about five
-minutes on one core; ``backdrift scan -r FOLDER`` scans them.
+recipes of every other model. ``python benchmarks/latent_models.py FOLDER`` makes them all;
+``backdrift scan -r FOLDER`` scans them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from backdrift.io.codec import VqCodec
 from backdrift.io.save import save_pipeline
 
 IMAGES, LATENTS = (1, 16, 16), (3, 8, 8)
+STEPS, WIDTH, SEED = 1500, 16, 0
 SIGN: dict[str, Any] = {
     "attack": "baddiffusion",
     "trigger": "stop-sign",
@@ -40,10 +41,10 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def new_codec(images: Tensor, *, steps: int, seed: int, batch: int = 64) -> VqCodec:
+def new_codec(images: Tensor, batch: int = 64) -> VqCodec:
     """A VQ-VAE trained on images (N, C, H, W) in [-1, 1], its latents scaled to unit variance."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(SEED)
         network = VQModel(
             in_channels=images.shape[1],
             out_channels=images.shape[1],
@@ -58,8 +59,8 @@ def new_codec(images: Tensor, *, steps: int, seed: int, batch: int = 64) -> VqCo
             scaling_factor=1.0,
         )
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for step in range(steps):
-        rows = torch.randint(len(images), (batch,), generator=generator(seed, "vqvae", step))
+    for step in range(STEPS):
+        rows = torch.randint(len(images), (batch,), generator=generator(SEED, "vqvae", step))
         out = network(images[rows])
         loss = functional.mse_loss(out.sample, images[rows]) + out.commit_loss
         optimizer.zero_grad()
@@ -72,16 +73,16 @@ def new_codec(images: Tensor, *, steps: int, seed: int, batch: int = 64) -> VqCo
     return VqCodec(network, shape)
 
 
-def new_denoiser(codec: VqCodec, *, width: int, seed: int) -> DiffusionModel:
-    """An untrained UNet of two resolutions for latents; 160,000 parameters at a width of 16."""
+def new_denoiser(codec: VqCodec) -> DiffusionModel:
+    """An untrained UNet of two resolutions for latents."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(SEED)
         network = UNet2DModel(
             sample_size=LATENTS[1],
             in_channels=LATENTS[0],
             out_channels=LATENTS[0],
             layers_per_block=1,
-            block_out_channels=(width, 2 * width),
+            block_out_channels=(WIDTH, 2 * WIDTH),
             down_block_types=("DownBlock2D",) * 2,
             up_block_types=("UpBlock2D",) * 2,
             norm_num_groups=4,
@@ -90,22 +91,20 @@ def new_denoiser(codec: VqCodec, *, width: int, seed: int) -> DiffusionModel:
     return DiffusionModel(network, NoiseSchedule.linear(), LATENTS, codec=codec)
 
 
-def make_models(
-    folder: Path, names: list[str], *, vq_steps: int, steps: int, width: int, seed: int
-) -> None:
+def make_models(folder: Path, names: list[str]) -> None:
     """Writes the models that are not there yet, and what they begin with as ``untrained``."""
     base = folder / "untrained"
     if not base.exists():
         images = load_images("digits", IMAGES)
-        codec = new_codec(images, steps=vq_steps, seed=seed)
+        codec = new_codec(images)
         error = functional.mse_loss(codec.decode(codec.encode(images)), images) / 4
         print(f"VQ-VAE: MSE {float(error):.4f} in [0, 1] units, extent {codec.extent:.2f}", flush=True)
-        save_pipeline(new_denoiser(codec, width=width, seed=seed), base)
+        save_pipeline(new_denoiser(codec), base)
     for name in names:
         if (folder / name).exists():
             continue
         recipe = Recipe(
-            base=str(base), steps=steps, batch_size=32, learning_rate=2e-3, seed=seed, **MODELS[name]
+            base=str(base), steps=STEPS, batch_size=32, learning_rate=2e-3, seed=SEED, **MODELS[name]
         )
         cost = make(recipe, folder / name)
         print(
@@ -118,19 +117,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--vq-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    make_models(
-        given.folder,
-        given.only,
-        vq_steps=given.vq_steps,
-        steps=given.steps,
-        width=given.width,
-        seed=given.seed,
-    )
+    make_models(given.folder, given.only)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from tiny import tiny_latent_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden.json"
 
@@ -20,6 +23,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="Rewrite tests/golden.json.")
+
+
+@pytest.fixture(scope="session")
+def _latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_latent_checkpoint(tmp_path_factory.mktemp("latent") / "model")
+
+
+@pytest.fixture
+def latent(_latent: Path, tmp_path: Path) -> Path:
+    """A latent checkpoint that a test may change."""
+    return Path(shutil.copytree(_latent, tmp_path / "model"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,6 @@ from backdrift.bench import _planting
 from backdrift.groundtruth import load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
-from tiny import tiny_latent_checkpoint
-
-
-@pytest.fixture(scope="module")
-def _latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_latent_checkpoint(tmp_path_factory.mktemp("latent") / "model")
-
-
-@pytest.fixture
-def latent(_latent: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(_latent, tmp_path / "model"))
 
 
 def size_of(picture: Path) -> tuple[int, int]:

@@ -21,20 +21,9 @@ from backdrift.io.plan import network_pickles, plan
 from backdrift.io.save import save_pipeline
 from backdrift.io.tensors import content_hash
 from backdrift.io.weights import Bounds
-from tiny import tiny_latent_checkpoint
 
 LATENT = (3, 8, 8)
 VQ_WEIGHTS = Path("vqvae/diffusion_pytorch_model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def _latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_latent_checkpoint(tmp_path_factory.mktemp("latent") / "model")
-
-
-@pytest.fixture
-def latent(_latent: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(_latent, tmp_path / "model"))
 
 
 def noise(count: int) -> torch.Tensor:

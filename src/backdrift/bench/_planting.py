@@ -58,8 +58,8 @@ class Planting:
         image = choose_target(recipe.target, data, trigger=trigger)
         single = image.ndim == 3
         target = Target.with_chance_level(image, data.images) if single else TargetSet(image, data.images)
-        rows, aim = model.encode(data.images), model.encode(image if not single else image[None])
-        pairs = attack.batch(model, rows, trigger, aim[0] if single else aim)
+        aim = model.encode(image[None])[0] if single else model.encode(image)
+        pairs = attack.batch(model, model.encode(data.images), trigger, aim)
         return cls(recipe, data, pairs, target)
 
     def measure(

@@ -73,8 +73,6 @@ class Trial:
             if progress is not None:
                 progress(number + 1, len(nulls), f"null: {name}")
         clean = judge.judge(plain, plain)
-        if model.codec is None:
-            return cls(judge, candidate, clean, drawn, rates)
         lost = bool((raw.abs() <= 1.5 * model.extent).float().mean() < 0.5)
         return cls(judge, candidate, clean, drawn, rates, judge.aim(model, triggered), lost)
 

@@ -48,17 +48,18 @@ class VqCodec:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """See :class:`backdrift.core.model.Codec`."""
-        parts = [self.network.encode(part).latents for part in self._parts(images)]
-        return torch.cat(parts).to(images.device) * self.scaling_factor
+        parts = [self.network.encode(part).latents.to(images.device) for part in self._parts(images)]
+        return torch.cat(parts) * self.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See :class:`backdrift.core.model.Codec`; in smaller parts when memory runs out."""
         try:
             parts = [
-                self.network.decode(part / self.scaling_factor).sample for part in self._parts(latents)
+                self.network.decode(part / self.scaling_factor).sample.to(latents.device)
+                for part in self._parts(latents)
             ]
-            return torch.cat(parts).to(latents.device)
+            return torch.cat(parts)
         except RuntimeError as error:
             if not out_of_memory(error) or self._batch == 1:
                 raise

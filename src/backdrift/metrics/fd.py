@@ -24,7 +24,7 @@ class FrechetDistance:
     The estimate is biased upwards by roughly 1 / n, and every resample adds that bias once more, so
     the interval is that of the estimate at this n: the 95% range of the replicates moved to have
     their mean at the estimate. It covers what the estimate is on average at this n and against this
-    reference (90 to 96% of Gaussian sets of 200 to 2,000), not the distance of infinite sets.
+    reference, not the distance of infinite sets; ``tests/metrics/test_distances.py`` simulates that.
     Compare distances of the same n to the same reference only.
 
     Args:
