@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -144,11 +145,20 @@ class Opened(BaseModel):
 
 
 def run_bench(
-    opened: Opened, folder: Path, *, retry: bool = False, progress: Progress | None = None
+    opened: Opened,
+    folder: Path,
+    *,
+    retry: bool = False,
+    progress: Progress | None = None,
+    executor: Callable[..., dict[str, Status]] = run_cells,
 ) -> dict[str, Status]:
-    """Does what is missing; see :func:`backdrift.bench.runner.run_cells`.
+    """Does what is missing.
 
     ``benchmark.json`` is written first, so that status and table need the folder alone.
+
+    Args:
+        executor: :func:`backdrift.bench.runner.run_cells` or
+            :func:`backdrift.bench.executors.run_on_ray`.
 
     Raises:
         ValueError: results of other settings there, or a folder in the place of a model that was not built.
@@ -157,7 +167,7 @@ def run_bench(
     check_folders(cells)
     with replaced_file(folder / FOLDER_FILE) as fresh:
         fresh.write_text(opened.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return run_cells(cells, retry=retry, progress=progress)
+    return executor(cells, retry=retry, progress=progress)
 
 
 def open_bench(folder: Path) -> Opened:

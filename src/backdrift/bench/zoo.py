@@ -168,6 +168,7 @@ def model_cells(suite: Suite, output: Path) -> dict[str, Cell]:
             needs=(cells[recipe.base],) if recipe.base else (),
             seed=recipe.seed,
             kind="model",
+            device="any",
         )
     return cells
 
