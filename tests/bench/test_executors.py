@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from backdrift.bench import executors
+from backdrift.cli.main import call
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 
@@ -91,16 +94,30 @@ run(cells(folder, {f"cell-{n}": ("slow", ()) for n in range(8)}))
 """
 
 
-def started(code: str, *arguments: object) -> subprocess.Popen[str]:
+@contextmanager
+def started(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A script of its own, which does not outlive the test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", CELLS + code, *map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run(code: str, *arguments: object) -> tuple[str, str]:
+    """What a script printed, once it has ended well."""
+    with started(code, *arguments) as script:
+        out, errors = script.communicate()
+    assert script.returncode == 0, errors
+    return out, errors
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -117,9 +134,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 def test_the_same_results_and_deaths_that_end(tmp_path: Path) -> None:
-    script = started(TWICE, tmp_path)
-    out, errors = script.communicate(timeout=280)
-    assert script.returncode == 0, errors
+    out, errors = run(TWICE, tmp_path)
     with_ray, alone = results(tmp_path / "ray"), results(tmp_path / "alone")
     assert out.splitlines() == [f"a line of {name}" for name in ("base", "left", "right", "bad", "shaky")]
     assert errors == ""
@@ -130,54 +145,57 @@ def test_the_same_results_and_deaths_that_end(tmp_path: Path) -> None:
     assert not [p for p in (tmp_path / "ray" / "cells").iterdir() if p.name.endswith(".new")]
 
 
-def waits_for(folder: Path, count: int, seconds: float = 60) -> list[list[str]]:
+def waits_for(folder: Path, count: int) -> list[list[str]]:
     """Lines of the trace, once there are so many."""
-    path, deadline = folder / "trace", time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-        if len(lines) >= count:
-            return lines
+    path, lines = folder / "trace", list[list[str]]()
+    while len(lines) < count:
         time.sleep(0.05)
-    raise AssertionError(f"no {count} lines in {path}")
+        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return lines
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_workers_cost_no_result(tmp_path: Path) -> None:
-    script = started(SLOW, tmp_path, 1.0, "ray")
-    for count in (1, 4, 7):
-        _, worker = waits_for(tmp_path, count)[-1]
-        os.kill(int(worker), signal.SIGKILL)
-    out, errors = script.communicate(timeout=110)
+    with started(SLOW, tmp_path, 1.0, "ray") as script:
+        for count in (1, 4, 7):
+            _, worker = waits_for(tmp_path, count)[-1]
+            os.kill(int(worker), signal.SIGKILL)
+        out, errors = script.communicate()
     assert (script.returncode, out, errors) == (0, "", "")
     alone = tmp_path / "alone"
     alone.mkdir()
-    script = started(SLOW, alone, 0.0, "alone")
-    script.communicate(timeout=60)
-    found = results(tmp_path)
+    run(SLOW, alone, 0.0, "alone")
+    found, wanted = results(tmp_path), results(alone)
     assert len(found) == 8
-    assert {k: v["value"]["drawn"] for k, v in found.items()} == {
-        k: v["value"]["drawn"] for k, v in results(alone).items()
-    }
     assert {v["status"] for v in found.values()} == {"done"}
+    for name, result in found.items():
+        assert result["value"]["drawn"] == wanted[name]["value"]["drawn"]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
 def test_a_killed_driver_goes_on_beside_a_runner_of_the_other_kind(tmp_path: Path) -> None:
-    first = started(SLOW, tmp_path, 1.0, "ray")
-    workers = {int(pid) for _, pid in waits_for(tmp_path, 3)}
-    first.kill()
-    first.communicate()
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    before = set(results(tmp_path))
+    with started(SLOW, tmp_path, 1.0, "ray") as first:
+        workers = {int(pid) for _, pid in waits_for(tmp_path, 3)}
+        first.kill()
+        while any(alive(pid) for pid in workers):
+            time.sleep(0.1)
+    before, count = set(results(tmp_path)), len((tmp_path / "trace").read_text().splitlines())
     assert len(before) < 8
-    count = len((tmp_path / "trace").read_text().splitlines())
-    for runner in [started(SLOW, tmp_path, 1.0, kind) for kind in ("ray", "alone")]:
-        _, errors = runner.communicate(timeout=110)
-        assert (runner.returncode, errors) == (0, "")
+    with started(SLOW, tmp_path, 1.0, "ray") as ray, started(SLOW, tmp_path, 1.0, "alone") as alone:
+        for runner in (ray, alone):
+            _, errors = runner.communicate()
+            assert (runner.returncode, errors) == (0, "")
     again = [line.split()[0] for line in (tmp_path / "trace").read_text().splitlines()[count:]]
     assert sorted(again) == sorted({f"cell-{n}" for n in range(8)} - before)
 
@@ -198,48 +216,34 @@ run_bench(Opened(suite=small, zoo=population, models="zoo"), folder)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_killed_ten_times_the_table_is_that_of_a_run_in_peace(tmp_path: Path) -> None:
-    from backdrift.cli.main import call
-
-    moments = random.Random(7)
-    for number in range(10):
-        script = started(BENCH, tmp_path / "killed")
-        with pytest.raises(subprocess.TimeoutExpired):
-            script.wait(moments.uniform(3, 6 + number))
-        script.kill()
-        script.communicate()
-    for name in ("killed", "peace"):
-        script = started(BENCH, tmp_path / name)
-        _, errors = script.communicate(timeout=120)
-        assert script.returncode == 0, errors
-        assert (
-            call(
-                [
-                    "bench",
-                    "table",
-                    str(tmp_path / name),
-                    "--format",
-                    "csv",
-                    "-o",
-                    str(tmp_path / name) + ".csv",
-                ]
-            )
-            == 0
-        )
-    rows = [
-        [line.rsplit(",", 1)[0] for line in (tmp_path / f"{name}.csv").read_text().splitlines()]
-        for name in ("killed", "peace")
-    ]
+    killed, peace, moments = tmp_path / "killed", tmp_path / "peace", random.Random(7)
+    begun = time.monotonic()
+    run(BENCH, peace)
+    whole = time.monotonic() - begun
+    struck = 0
+    for _ in range(10):
+        with started(BENCH, killed) as script:
+            try:
+                script.wait(moments.uniform(0.3, 0.9) * whole)
+            except subprocess.TimeoutExpired:
+                struck += 1
+            script.kill()
+    assert struck >= 5
+    run(BENCH, killed)
+    rows = []
+    for folder in (killed, peace):
+        file = tmp_path / f"{folder.name}.csv"
+        assert call(["bench", "table", str(folder), "--format", "csv", "-o", str(file)]) == 0
+        rows.append([line for line in file.read_text().splitlines() if ",seconds," not in line])
     assert rows[0] == rows[1]
-    assert len(rows[0]) == 3
+    assert len(rows[0]) > 20
 
 
 def test_without_ray_it_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from backdrift.cli.main import call
-
     monkeypatch.setitem(sys.modules, "ray", None)
     code = call(["bench", "run", "smoke", "-o", str(tmp_path / "out"), "--executor", "ray"])
     out, errors = capfd.readouterr()

@@ -235,6 +235,8 @@ def _run(cell: Cell, progress: Progress | None) -> Result:
         broken = [needed.name for needed in cell.needs if _failed(needed)]
         if broken:
             raise RuntimeError(f"needs {', '.join(broken)}, which failed")
+        if cell.device == "cuda" and device != "cuda":
+            raise RuntimeError("there is no GPU here")
         outcome = cell.work(progress)
         found: dict[str, Any] = {"status": "done", **outcome.model_dump()}
     except Exception as error:

@@ -31,6 +31,9 @@ from backdrift.io.plan import plan
 FOLDER_FILE = "benchmark.json"
 VERSIONS = {"detect": 1, "evaluate": 1}
 """Grow when the same settings give another value."""
+DEFAULT_PRESET = "cpu"
+PRESETS = ("smoke", "gpu", "paper")
+"""Others that a benchmark may have: seconds in CI, one GPU, the published settings."""
 
 
 class Task(BaseModel):
@@ -83,6 +86,7 @@ class BenchSuite(BaseModel):
         pooled: kinds of models that the tables show together as well, by the name of that row.
         ours: the task that the others are compared with, model by model; none without it.
         threads: of torch in every cell but those of models; part of what a result depends on.
+        device: of the tasks, and what a result depends on. Models are made on a GPU where there is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,6 +97,7 @@ class BenchSuite(BaseModel):
     pooled: dict[str, tuple[str, ...]] = {}
     ours: str | None = None
     threads: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 def bench_suites() -> list[str]:
@@ -100,14 +105,31 @@ def bench_suites() -> list[str]:
     return shipped("benchmarks")
 
 
-def load_bench(name: str) -> tuple[BenchSuite, Suite]:
+def presets(name: str) -> list[str]:
+    """Those of a benchmark."""
+    return [DEFAULT_PRESET, *read_toml(name, "benchmarks", "benchmark").get("presets", {})]
+
+
+def load_bench(name: str, preset: str = DEFAULT_PRESET) -> tuple[BenchSuite, Suite]:
     """A shipped benchmark, or the TOML file of that path, and its population.
 
+    Args:
+        preset: ``cpu`` is what the file says; another one is its table ``presets.NAME``, whose values
+            replace those of the file, key by key.
+
     Raises:
-        ValueError: unknown name, key, method or option, or a pattern that no model has.
+        ValueError: unknown name, preset, key, method or option, or a pattern that no model has.
     """
+    table = read_toml(name, "benchmarks", "benchmark")
+    known = table.pop("presets", {})
+    if unknown := sorted(set(known) - set(PRESETS)):
+        raise ValueError(f"benchmark {name}: {unknown[0]!r} is no preset: {', '.join(PRESETS)}")
+    if preset not in (DEFAULT_PRESET, *known):
+        raise ValueError(
+            f"benchmark {name} has the presets {', '.join([DEFAULT_PRESET, *known])}, not {preset!r}"
+        )
     try:
-        suite = BenchSuite.model_validate(read_toml(name, "benchmarks", "benchmark"))
+        suite = BenchSuite.model_validate(_merged(table, known.get(preset, {})))
     except ValidationError as error:
         raise ValueError(f"benchmark {name}: {error}") from None
     beside = Path(name).with_name(suite.zoo)
@@ -125,11 +147,20 @@ def load_bench(name: str) -> tuple[BenchSuite, Suite]:
     return suite, zoo
 
 
+def _merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    found = dict(table)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _merged(found[key], value) if both else value
+    return found
+
+
 class Opened(BaseModel):
     """What a folder of results is of: ``benchmark.json`` in it.
 
     Args:
         models: where the population lies, from the folder.
+        name: of the benchmark, and its preset.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -137,6 +168,8 @@ class Opened(BaseModel):
     suite: BenchSuite
     zoo: Suite
     models: str
+    name: str = ""
+    preset: str = DEFAULT_PRESET
 
     def cells(self, folder: Path) -> list[Cell]:
         """See :func:`bench_cells`."""
@@ -190,6 +223,7 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
     """
     built = model_cells(zoo, models or folder / "zoo")
     cells = list(built.values())
+    devices = [] if suite.device == "cpu" else [suite.device]  # results from before there was a choice
     for title, task in suite.tasks.items():
         resolved = task.resolved()
         for name in zoo.models:
@@ -205,13 +239,14 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
                     Cell(
                         name=f"{title}, {name}, seed {seed}",
                         path=path,
-                        key=[task.kind, resolved, built[name].address],
+                        key=[task.kind, resolved, built[name].address, *devices],
                         given=task.model_dump(mode="json") | {"task": title, "model": name},
-                        work=partial(work, task, place, seed, path),
+                        work=partial(work, task, place, seed, path, suite.device),
                         needs=(built[name],),
                         seed=seed,
                         threads=suite.threads,
                         kind=task.kind,
+                        device=suite.device,
                     )
                 )
     return cells
@@ -229,9 +264,11 @@ def _plan(options: dict[str, Any], seed: int, sampler: str) -> Plan:
         raise ValueError(f"evaluate: {error}") from None
 
 
-def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
+def _detect(
+    task: Task, folder: Path, seed: int, path: Path, device: str, progress: Progress | None
+) -> Outcome:
     """The verdict, and how near its trigger is to the truth, which no detector sees."""
-    model = load(plan(folder))
+    model = load(plan(folder), None, device)
     found = build("detection", task.method, task.options)(model, seed=seed, progress=progress)
     finding, evidence = found.finding, found.evidence
     value: dict[str, Any] = {
@@ -258,8 +295,10 @@ def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress 
     return Outcome(resolved=task.resolved(), value=value, evaluations=finding.evaluations)
 
 
-def _evaluate(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
-    model, planted = load(plan(folder)), load_backdoor(folder)
+def _evaluate(
+    task: Task, folder: Path, seed: int, path: Path, device: str, progress: Progress | None
+) -> Outcome:
+    model, planted = load(plan(folder), None, device), load_backdoor(folder)
     how = _plan(task.options, seed, usual_sampler(planted.record.sampler_family, model.schedule))
     data = load_dataset(planted.record.data, model.image_shape)
     found = evaluate(model, planted, data.images, how, reference=data.name, progress=progress)

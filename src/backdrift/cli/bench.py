@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from backdrift.cli._options import Quiet, check_folder, write_text
+from backdrift.cli._options import Quiet, check_device, check_folder, write_text
 
 if TYPE_CHECKING:
     from backdrift.bench.tasks import Opened
@@ -23,10 +23,16 @@ Zoo = Annotated[
 ]
 
 
+Preset = Annotated[
+    str, typer.Option("--preset", help="cpu, or another that it has: smoke, gpu, paper; see bench list.")
+]
+
+
 @app.command()
 def run(
     suite: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")],
+    preset: Preset = "cpu",
     zoo: Zoo = None,
     retry: Annotated[bool, typer.Option("--retry", help="Do failed cells again.")] = False,
     executor: Annotated[
@@ -49,7 +55,9 @@ def run(
     from backdrift.bench.tasks import run_bench
     from backdrift.cli._progress import progress_bar
 
-    opened = _opened(suite, output, zoo)
+    opened = _opened(suite, preset, output, zoo)
+    if executor == "in-process":
+        check_device(opened.suite.device)
     how = run_cells if executor == "in-process" else partial(run_on_ray, address=address, gpus=gpus)
     with progress_bar(suite, quiet) as progress:
         found = run_bench(opened, output, retry=retry, progress=progress, executor=how)
@@ -83,12 +91,13 @@ def status(folder: Folder) -> None:
 def plan(
     suite: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("bench"),
+    preset: Preset = "cpu",
     zoo: Zoo = None,
 ) -> None:
     """List the work and estimate its time on this machine, in one process, before anything runs."""
     from backdrift.bench.estimate import estimate
 
-    opened = _opened(suite, output, zoo)
+    opened = _opened(suite, preset, output, zoo)
     lines = estimate(opened.suite, opened.zoo, opened.cells(output))
     width = max(len(line.title) for line in lines)
     for line in lines:
@@ -137,17 +146,17 @@ def table(
 @app.command(name="list")
 def list_benchmarks() -> None:
     """List the shipped benchmarks."""
-    from backdrift.bench.tasks import bench_suites, load_bench
+    from backdrift.bench.tasks import bench_suites, load_bench, presets
 
     for name in bench_suites():
         loaded, population = load_bench(name)
-        counts = f"{len(population.models)} models, {len(loaded.tasks)} tasks"
-        typer.echo(f"{name:16s} {counts}: {loaded.description}")
+        counts = f"{len(population.models)} models, {len(loaded.tasks)} tasks, {', '.join(presets(name))}"
+        typer.echo(f"{name:18s} {counts}: {loaded.description}")
 
 
-def _opened(name: str, output: Path, zoo: Path | None) -> Opened:
+def _opened(name: str, preset: str, output: Path, zoo: Path | None) -> Opened:
     from backdrift.bench.tasks import Opened, load_bench
 
-    suite, population = load_bench(name)
+    suite, population = load_bench(name, preset)
     models = "zoo" if zoo is None else os.path.relpath(zoo, output)
-    return Opened(suite=suite, zoo=population, models=models)
+    return Opened(suite=suite, zoo=population, models=models, name=Path(name).stem, preset=preset)
