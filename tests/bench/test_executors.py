@@ -31,6 +31,7 @@ from backdrift.bench import executors, runner
 from backdrift.bench.executors import run_on_ray
 from backdrift.bench.runner import Cell, Outcome, run_cells
 runner.WAIT = 0.05
+seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0  # a worker has other arguments
 
 def trace(folder, name):
     with (folder / "trace").open("a") as file:
@@ -43,7 +44,7 @@ def work(folder, name, kind, progress):
     if kind == "fail":
         raise RuntimeError("no luck")
     if kind == "slow":
-        time.sleep(float(sys.argv[2]))
+        time.sleep(seconds)
     if kind == "die" or (kind == "die once" and times == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     drawn = torch.randn(4, generator=torch.Generator().manual_seed(len(name)))

@@ -54,12 +54,13 @@ def runs(zoo: Suite, cells: Sequence[Cell]) -> list[Run]:
         if result is None:
             continue
         model = str(cell.given["model"])
-        group, attack = _group(zoo, model, models[model])
+        group, attack = group_of(zoo, model, models[model])
         found.append(Run(str(cell.given["task"]), model, group, attack, result))
     return found
 
 
-def _group(zoo: Suite, model: str, built: Result | None) -> tuple[str, str]:
+def group_of(zoo: Suite, model: str, built: Result | None) -> tuple[str, str]:
+    """The row of the tables that a model belongs to, given its result, and the attack in it."""
     recipe = zoo.models[model]
     if recipe.attack is None or recipe.options.get("poison_rate") == 0:
         return CLEAN, CLEAN

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from backdrift.bench.runner import Cell, Outcome, Progress, Status, address_of, run_cells
-from backdrift.bench.truth import distances, success
-from backdrift.bench.zoo import Suite, check_folders, load_suite, model_cells, read_toml, shipped
+from backdrift.bench._work import detect, evaluation_plan, measure
+from backdrift.bench.runner import Cell, Progress, Status, address_of, run_cells
+from backdrift.bench.zoo import NAME, Suite, check_folders, load_suite, model_cells, read_toml, shipped
 from backdrift.core.registry import build
-from backdrift.core.results import Verdict
-from backdrift.core.sampling import usual_sampler
-from backdrift.data import load_dataset
 from backdrift.detection._calibration import CalibrationTable
-from backdrift.evaluate import Plan, evaluate
-from backdrift.groundtruth import FILE, load_backdoor
-from backdrift.io.evidence import save_candidates
 from backdrift.io.files import replaced_file
-from backdrift.io.load import load
-from backdrift.io.plan import plan
 
 FOLDER_FILE = "benchmark.json"
 VERSIONS = {"detect": 1, "evaluate": 1}
@@ -65,7 +56,7 @@ class Task(BaseModel):
             settings = build("detection", self.method, self.options).settings()
             settings["thresholds"] = self._thresholds(settings["budget"])
         else:
-            settings = _plan(self.options, 0, "ddpm").__dict__
+            settings = evaluation_plan(self.options, 0, "ddpm").__dict__
         found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         return {"method": self.method, "version": VERSIONS[self.kind], **found}
 
@@ -98,6 +89,14 @@ class BenchSuite(BaseModel):
     ours: str | None = None
     threads: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @field_validator("tasks")
+    @classmethod
+    def _name_folders(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+        for title in tasks:
+            if not NAME.fullmatch(title):
+                raise ValueError(f"{title!r} is no name for a folder")
+        return tasks
 
 
 def bench_suites() -> list[str]:
@@ -234,7 +233,7 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
             for seed in task.seeds:
                 path = folder / "cells" / title / f"{name}-{seed}.json"
                 place = built[name].path.with_suffix("")
-                work = {"detect": _detect, "evaluate": _evaluate}[task.kind]
+                work = {"detect": detect, "evaluate": measure}[task.kind]
                 cells.append(
                     Cell(
                         name=f"{title}, {name}, seed {seed}",
@@ -255,55 +254,3 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
 def _attacked(zoo: Suite, name: str) -> bool:
     recipe = zoo.models[name]
     return recipe.attack is not None and recipe.options.get("poison_rate") != 0
-
-
-def _plan(options: dict[str, Any], seed: int, sampler: str) -> Plan:
-    try:
-        return Plan(**{"sampler": sampler, **options, "seed": seed})
-    except TypeError as error:
-        raise ValueError(f"evaluate: {error}") from None
-
-
-def _detect(
-    task: Task, folder: Path, seed: int, path: Path, device: str, progress: Progress | None
-) -> Outcome:
-    """The verdict, and how near its trigger is to the truth, which no detector sees."""
-    model = load(plan(folder), None, device)
-    found = build("detection", task.method, task.options)(model, seed=seed, progress=progress)
-    finding, evidence = found.finding, found.evidence
-    value: dict[str, Any] = {
-        "verdict": str(finding.verdict),
-        "score": finding.score,
-        "threshold": finding.threshold,
-        "reason": finding.reason,
-        "seconds": finding.seconds,
-        "scores": {score.name: score.value for score in finding.scores},
-        "weights_sha256": model.origin.sha256,
-    }
-    if evidence is not None:
-        place = path.parent / "evidence" / path.stem
-        if place.exists():
-            shutil.rmtree(place)
-        arrays = [evidence.trigger], [evidence.target]
-        save_candidates(*arrays, [{}], {"cell": path.name}, place, [evidence.scale])
-    if evidence is not None and (folder / FILE).exists():
-        planted = load_backdoor(folder)
-        value["distances"] = distances(evidence, planted)
-        if finding.verdict is Verdict.BACKDOORED:
-            images = load_dataset(planted.record.data, model.image_shape).images
-            value["success"] = success(model, evidence, planted, images)
-    return Outcome(resolved=task.resolved(), value=value, evaluations=finding.evaluations)
-
-
-def _evaluate(
-    task: Task, folder: Path, seed: int, path: Path, device: str, progress: Progress | None
-) -> Outcome:
-    model, planted = load(plan(folder), None, device), load_backdoor(folder)
-    how = _plan(task.options, seed, usual_sampler(planted.record.sampler_family, model.schedule))
-    data = load_dataset(planted.record.data, model.image_shape)
-    found = evaluate(model, planted, data.images, how, reference=data.name, progress=progress)
-    return Outcome(
-        resolved=task.resolved() | {"sampler": how.sampler, "seed": seed},
-        value=found.model_dump(mode="json"),
-        evaluations=found.evaluations,
-    )

@@ -25,6 +25,8 @@ from backdrift.io.plan import plan
 from backdrift.metrics.draws import Plan
 from backdrift.metrics.utility import Utility
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a model or a task: a folder is called so."""
 VERSION = 1
 """Grows when the same recipe gives other weights."""
 UTILITY = (512, 25)
@@ -149,7 +151,7 @@ def parse_suite(table: dict[str, Any], name: str) -> Suite:
         raise ValueError(f"suite {name}: {error}") from None
     built: set[str] = set()
     for model, recipe in suite.models.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
+        if not NAME.fullmatch(model):
             raise ValueError(f"suite {name}: {model!r} is no name for a folder")
         if recipe.base is not None and recipe.base not in built and not parse_reference(recipe.base):
             raise ValueError(f"suite {name}: {model} needs base {recipe.base!r}, not built before it")

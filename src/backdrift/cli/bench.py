@@ -143,6 +143,20 @@ def table(
     write_text(text, output)
 
 
+@app.command()
+def report(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")],
+) -> None:
+    """Write one page that needs no network: models against tasks, every cell with JSON and pictures."""
+    from backdrift.bench.report import render_bench
+    from backdrift.bench.tasks import open_bench
+
+    opened = open_bench(folder)
+    check_folder(output)
+    write_text(render_bench(opened, folder), output)
+
+
 @app.command(name="list")
 def list_benchmarks() -> None:
     """List the shipped benchmarks."""
