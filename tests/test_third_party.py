@@ -123,7 +123,7 @@ def test_the_example_in_commands_contract_and_benchmarks(tmp_path: Path) -> None
 
     assert "random_shift     Judges the random shift" in run("backdrift", "list")
     model = tiny_checkpoint(tmp_path / "model")
-    found = run("backdrift", "detect", "random-shift", model, "--budget", "quick", "-q")
+    found = run("backdrift", "detect", "random-shift", model, "--budget", "quick")
     assert '"detector": "random_shift"' in found
     own = tmp_path / "own.toml"
     own.write_text(BENCH)

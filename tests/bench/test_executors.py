@@ -146,10 +146,11 @@ def test_the_same_results_and_deaths_that_end(tmp_path: Path) -> None:
     assert not [p for p in (tmp_path / "ray" / "cells").iterdir() if p.name.endswith(".new")]
 
 
-def waits_for(folder: Path, count: int) -> list[list[str]]:
+def waits_for(script: subprocess.Popen[str], folder: Path, count: int) -> list[list[str]]:
     """Lines of the trace, once there are so many."""
     path, lines = folder / "trace", list[list[str]]()
     while len(lines) < count:
+        assert script.poll() is None, script.communicate()
         time.sleep(0.05)
         lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     return lines
@@ -160,7 +161,7 @@ def waits_for(folder: Path, count: int) -> list[list[str]]:
 def test_killed_workers_cost_no_result(tmp_path: Path) -> None:
     with started(SLOW, tmp_path, 1.0, "ray") as script:
         for count in (1, 4, 7):
-            _, worker = waits_for(tmp_path, count)[-1]
+            _, worker = waits_for(script, tmp_path, count)[-1]
             os.kill(int(worker), signal.SIGKILL)
         out, errors = script.communicate()
     assert (script.returncode, out, errors) == (0, "", "")
@@ -187,7 +188,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
 def test_a_killed_driver_goes_on_beside_a_runner_of_the_other_kind(tmp_path: Path) -> None:
     with started(SLOW, tmp_path, 1.0, "ray") as first:
-        workers = {int(pid) for _, pid in waits_for(tmp_path, 3)}
+        workers = {int(pid) for _, pid in waits_for(first, tmp_path, 3)}
         first.kill()
         while any(alive(pid) for pid in workers):
             time.sleep(0.1)

@@ -36,6 +36,8 @@ _QUIET = {
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; without it, a warning
 }
+STARTS = 3
+"""Times that a Ray of our own is started, before the run ends."""
 _STORE = 80 << 20
 """Bytes of shared memory for a Ray of our own: results go through files."""
 
@@ -109,13 +111,13 @@ def _session(address: str | None) -> Iterator[Any]:
     if address is None:
         how = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE}
     before = signal.getsignal(signal.SIGTERM)
-    for last in (address is not None, True):
+    for number in range(STARTS):
         try:
             ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
             break
-        except Exception as error:  # on a busy machine it may start too slowly for its own taste
+        except Exception as error:  # on a busy machine it gives up starting after 30 s
             ray.shutdown()
-            if last:
+            if address is not None or number == STARTS - 1:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"cannot start or reach Ray at {how['address']}: {reason}") from None
     if threading.current_thread() is threading.main_thread():

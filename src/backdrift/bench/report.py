@@ -24,7 +24,7 @@ from backdrift.report.images import Picture, picture, picture_of_file, stretched
 from backdrift.report.text import number
 from backdrift.report.views import flattened
 
-IMAGE_BYTES = 6_000_000
+IMAGE_BYTES = 16_000_000
 _LARGEST_IMAGE, _LARGEST_JSON = 60_000, 100_000
 _VERDICTS = tuple(str(verdict) for verdict in Verdict)
 _STATUSES = (*_VERDICTS, "measured", "failed", "missing")
@@ -131,7 +131,8 @@ def render_bench(opened: Opened, folder: Path) -> str:
 
 def _groups(opened: Opened, cells: Sequence[Cell], found: dict[Path, Result | None]) -> list[GroupView]:
     kept = sum(1 for cell in cells for name in _FILES if (_evidence(cell) / name).exists())
-    budget = min(_LARGEST_IMAGE, IMAGE_BYTES // max(1, kept + 2 * len(opened.zoo.models)))
+    true = 2 * len(cells) + 2 * len(opened.zoo.models)  # beside every cell
+    budget = min(_LARGEST_IMAGE, IMAGE_BYTES // (kept + true))
     groups: dict[str, list[ModelView]] = {}
     for place, cell in enumerate(cells):
         if cell.kind != "model":

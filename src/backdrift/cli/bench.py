@@ -95,6 +95,8 @@ def plan(
     zoo: Zoo = None,
 ) -> None:
     """List the work and estimate its time on this machine, in one process, before anything runs."""
+    import torch
+
     from backdrift.bench.estimate import estimate
 
     opened = _opened(suite, preset, output, zoo)
@@ -107,6 +109,8 @@ def plan(
         )
     total = sum(line.seconds for line in lines)
     typer.echo(f"{'all':{width}s}  at most {total / 3600:.1f} h")
+    if opened.suite.device == "cuda" and not torch.cuda.is_available():
+        typer.echo("backdrift: there is no GPU here; these are the times of its CPU", err=True)
 
 
 @app.command()
