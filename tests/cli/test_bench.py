@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backdrift.bench import _planting, zoo
 from backdrift.bench.tasks import bench_suites, load_bench
@@ -162,3 +164,18 @@ def test_a_folder_without_results(cli: Any, tmp_path: Path) -> None:
         ran = cli("bench", command, tmp_path)
         assert (ran.code, ran.err.count("\n")) == (4, 1)
         assert "holds no results" in ran.err
+
+
+def test_presets_are_listed_and_refused_in_one_line(cli: Any, tmp_path: Path) -> None:
+    listed = cli("bench", "list")
+    assert re.search(r"^attack +\d+ models, 1 tasks, cpu, smoke, gpu, paper: ", listed.out, re.MULTILINE)
+    ran = cli("bench", "run", "smoke", "--preset", "paper", "-o", tmp_path / "out")
+    assert (ran.code, ran.err) == (4, "backdrift: benchmark smoke has the presets cpu, not 'paper'\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_preset_does_not_begin(cli: Any, tmp_path: Path) -> None:
+    ran = cli("bench", "run", "attack", "--preset", "gpu", "-o", tmp_path / "out")
+    assert (ran.code, ran.err.count("\n")) == (4, 1)
+    assert ran.err.startswith("backdrift: device 'cuda' is not usable here")
+    assert not (tmp_path / "out").exists()
