@@ -118,7 +118,7 @@ def _session(address: str | None) -> Iterator[Any]:
         except Exception as error:  # on a busy machine it gives up starting after 30 s
             ray.shutdown()
             if address is not None or number == STARTS - 1:
-                reason = str(error).splitlines()[0]
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise ValueError(f"cannot start or reach Ray at {how['address']}: {reason}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's own ends the process with exit code 1

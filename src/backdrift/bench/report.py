@@ -107,11 +107,12 @@ def render_bench(opened: Opened, folder: Path) -> str:
         raise ValueError(f"no cell of {folder} has a result yet")
     groups = _groups(opened, cells, found)
     models = [model for group in groups for model in group.models]
+    present = {status for model in models for status in model.statuses}
     names = {
         "attack": list(dict.fromkeys(model.attack for model in models)),
         "trigger": list(dict.fromkeys(model.trigger for model in models)),
         "data": list(dict.fromkeys(model.data for model in models)),
-        "verdict": [s for s in _STATUSES if any(s in model.statuses for model in models)],
+        "verdict": sorted(present, key=lambda s: (_STATUSES.index(s) if s in _STATUSES else 99, s)),
     }
     states = [result.status if result else "missing" for result in found.values()]
     done = [result for result in found.values() if result]
