@@ -129,7 +129,7 @@ def main(
             kept.keep(found)
         gate.judge(found)
     document = gate.close(quiet)
-    quiet = quiet or not document.reports
+    quiet = quiet or not document.all_reports
     return combined_exit_code([document.exit_code, *save(document, wanted, evidence, verbose, quiet)])
 
 
