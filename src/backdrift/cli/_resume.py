@@ -35,7 +35,7 @@ class Kept:
         bounds: the largest weights to accept.
 
     Raises:
-        OSError: the folder cannot be made.
+        ValueError: the folder cannot be made.
     """
 
     def __init__(
@@ -46,7 +46,10 @@ class Kept:
         bounds: Bounds | None = None,
     ) -> None:
         self.folder, self.settings, self.classes, self.bounds = folder, settings, classes, bounds
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--resume {folder}: {error.strerror}; name a folder") from None
 
     def find(self, path: str) -> Report | None:
         """The report of the model at ``path``, or None when there is none that still holds."""
