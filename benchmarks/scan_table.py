@@ -134,7 +134,7 @@ def success(model: DiffusionModel, detection: Detection, planted: Planted) -> di
     def rate(shift: Tensor | None) -> float:
         way = None if shift is None else Injection(shift)
         drawn = draw(model, way, sampler=sampler, steps=STEPS, n=SAMPLES, seed=12345)
-        return float(planted.target.hits(drawn).float().mean())
+        return float(planted.target.hits(model.decode(drawn)).float().mean())
 
     if model.origin.sha256 not in TRUTH:
         TRUTH[model.origin.sha256] = {
