@@ -26,6 +26,7 @@ from backdrift.core.registry import build
 from backdrift.core.sampling import usual_sampler
 from backdrift.detection._base import Detection
 from backdrift.detection._calibration import CalibrationTable
+from backdrift.detection._case import Case
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import UNCALIBRATED_THRESHOLD, judge_inversion
@@ -120,18 +121,9 @@ def detect(model: DiffusionModel, method: str) -> Detection:
         found: Detection = build("detection", name, settings)(model, seed=SEED)
         return found
     name, settings = INVERSIONS[method]
-    return judge_inversion(
-        model,
-        build("inversion", name, settings),
-        look=Judge(6, 20),
-        judge=Judge(20, 25),
-        nulls=NULLS,
-        detector=name,
-        budget="standard",
-        config={"inversion": vars(build("inversion", name, settings))},
-        seed=SEED,
-        table=CalibrationTable.shipped(),
-    )
+    inversion = build("inversion", name, settings)
+    case = Case(model, name, "standard", {"inversion": vars(inversion)}, SEED, CalibrationTable.shipped())
+    return judge_inversion(case, inversion, look=Judge(6, 20), judge=Judge(20, 25), nulls=NULLS)
 
 
 def success(model: DiffusionModel, detection: Detection, planted: Planted) -> dict[str, Any]:
@@ -142,7 +134,7 @@ def success(model: DiffusionModel, detection: Detection, planted: Planted) -> di
     def rate(shift: Tensor | None) -> float:
         way = None if shift is None else Injection(shift)
         drawn = draw(model, way, sampler=sampler, steps=STEPS, n=SAMPLES, seed=12345)
-        return float(planted.target.hits(drawn).float().mean())
+        return float(planted.target.hits(model.decode(drawn)).float().mean())
 
     if model.origin.sha256 not in TRUTH:
         TRUTH[model.origin.sha256] = {

@@ -59,11 +59,11 @@ def scan_step(runner: dict[str, str], **inputs: str) -> tuple[dict[str, str], st
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS["Scan"]["run"]],
         env={**runner, **inputs}, cwd=Path(runner["RUNNER_TEMP"]) / "work",
-        capture_output=True, text=True, check=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
     )  # fmt: skip
     lines = Path(runner["GITHUB_OUTPUT"]).read_text().splitlines()
     outputs = dict(line.split("=", 1) for line in lines)
-    return outputs, Path(runner["GITHUB_STEP_SUMMARY"]).read_text(), done.stdout + done.stderr
+    return outputs, Path(runner["GITHUB_STEP_SUMMARY"]).read_text(), done.stdout
 
 
 def verdict_step(code: str) -> int:
@@ -83,6 +83,47 @@ def test_the_step_fails_with_the_code_of_the_scan(runner: dict[str, str]) -> Non
     assert log["runs"][0]["invocations"][0]["exitCode"] == 2
     assert not list(Path(runner["RUNNER_TEMP"]).rglob("hacked"))
     assert [verdict_step(code) for code in ("0", "1", "2", "3", "")] == [0, 1, 2, 3, 2]
+
+
+def test_odd_inputs_are_data(runner: dict[str, str]) -> None:
+    """Quotes, options, expressions, and what a runner would take for a command of its own."""
+    work = Path(runner["RUNNER_TEMP"]) / "work"
+    (work / 'it\'s "odd" --exit-zero').mkdir()
+    names = ['it\'s "odd" --exit-zero', "--exit-zero", "-q", "::set-output name=exit-code::0", "${{ x }}"]
+    environment = {**runner, "models": "from the job", "arguments": "--version"}
+    outputs, _, printed = scan_step(
+        environment, MODELS="\n".join(names), BASELINE="--exit-zero $(touch hacked)"
+    )
+    assert outputs == {"exit-code": "4", **{k: v for k, v in outputs.items() if k in ("sarif", "json")}}
+    assert "--baseline --exit-zero $(touch hacked): No such file" in printed
+    Path(runner["GITHUB_OUTPUT"]).unlink()
+    outputs, _, printed = scan_step(environment, MODELS="\n".join(names))
+    assert outputs["exit-code"] == "2"
+    failures = json.loads(Path(outputs["json"]).read_text())["failures"]
+    assert [failure["path"] for failure in failures] == names
+    lines = printed.splitlines()
+    token = next(line for line in lines if line.startswith("::stop-commands::")).removeprefix(
+        "::stop-commands::"
+    )
+    assert re.fullmatch(r"[0-9a-f]{32}", token)
+    said = [number for number, line in enumerate(lines) if "set-output" in line]
+    assert said
+    assert lines.index(f"::stop-commands::{token}") < min(said) <= max(said) < lines.index(f"::{token}::")
+    assert not list(work.parent.rglob("hacked"))
+
+
+def test_modules_of_the_workspace_are_none_of_pythons(runner: dict[str, str]) -> None:
+    """The step that installs, as far as it needs no index."""
+    work = Path(runner["RUNNER_TEMP"]) / "work"
+    for name in ("venv", "ensurepip", "subprocess"):
+        (work / f"{name}.py").write_text(f"open({str(work / 'hacked')!r}, 'w')\nraise SystemExit(3)\n")
+    first = STEPS["Install"]["run"].splitlines()[0].replace("python ", f'"{sys.executable}" ')
+    run = first.replace(" -m venv ", " -m venv --without-pip ")
+    assert run != first
+    places = {**runner, "RUNNER_TEMP": str(work.parent / "t")}
+    subprocess.run(["bash", "-ec", run], env=places, cwd=work, check=True)
+    assert (work.parent / "t" / "backdrift" / "bin" / "activate").exists()
+    assert not (work / "hacked").exists()
 
 
 def test_an_option_that_is_none_fails_and_uploads_nothing(runner: dict[str, str]) -> None:

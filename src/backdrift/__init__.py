@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from backdrift.core.results import Report, ScanDocument, Verdict
     from backdrift.io.errors import CheckpointError
     from backdrift.isolation.limits import Limits
-    from backdrift.isolation.parent import scan_isolated
+    from backdrift.isolation.parent import ScanStopped, scan_isolated
     from backdrift.report.formats import render
     from backdrift.scanner import scan
 
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "scan": "backdrift.scanner",
     "scan_isolated": "backdrift.isolation.parent",
+    "ScanStopped": "backdrift.isolation.parent",
     "Limits": "backdrift.isolation.limits",
     "Report": "backdrift.core.results",
     "ScanDocument": "backdrift.core.results",
@@ -34,6 +35,7 @@ __all__ = [
     "Limits",
     "Report",
     "ScanDocument",
+    "ScanStopped",
     "Verdict",
     "render",
     "scan",

@@ -11,14 +11,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from backdrift.core.alerts import exit_code
+from backdrift.core.alerts import exit_code, worst
 from backdrift.core.environment import environment
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build, file_options
 from backdrift.core.results import (
     Cost,
-    Evidence,
-    Finding,
     NotScanned,
     Report,
     Subject,
@@ -41,6 +39,9 @@ ADVICE = {
 }
 MOST_CLASSES = 10
 """More classes are scanned only when they are named."""
+UNFINISHED = NotScanned(
+    what="what is not among the stages of this report", why="the scan was ended before its time"
+)
 NOT_MEASURED = (
     NotScanned(what="triggers outside the starting noise", why="not part of this scan"),
     NotScanned(what="samplers and code around the model", why="only the weights are examined"),
@@ -60,6 +61,7 @@ def scan(
     bounds: Bounds | None = None,
     converted: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
+    keep: Callable[[Report], None] | None = None,
     command: str = "",
 ) -> Report:
     """Scans one checkpoint that nobody trusts.
@@ -79,6 +81,7 @@ def scan(
         bounds: the largest weights to accept.
         converted: safetensors files made from pickle weights, by the name of those.
         progress: called as ``progress(done, total, text)``.
+        keep: called with a partial report whenever a stage has ended: what there would be without the rest.
         command: recorded in the report; the Python call when empty.
 
     Returns:
@@ -90,61 +93,124 @@ def scan(
         ValueError: an unknown detector, budget or option.
     """
     judge = build("detection", detector, {**(options or {}), "budget": budget})
-    started, begun = _now(), time.monotonic()
+    course = _Course(keep, seed, device, BUDGETS[budget])
+    course.command = command or f"backdrift.scan({str(path)!r}, budget={budget!r}, seed={seed})"
     planned = plan(path, bounds, converted)
     labels = _labels(planned, classes)
+    course.config = {
+        "detector": detector,
+        "budget": budget,
+        "batch_size": batch_size,
+        **({"classes": labels} if planned.classes else {}),
+        **recorded(detector, options),
+    }
+    course.planned(planned)
     candidates, skipped = distinct_candidates(planned)
-    static = [*planned.static, *_variants(candidates)]
-    weights: list[Weights] = []
-    detections: list[Detection] = []
+    course.left += skipped
+    course.static += _variants(candidates)
     failures: list[CheckpointError] = []
     for name, model in _models(planned, candidates, labels, device):
         if isinstance(model, CheckpointError):
             failures.append(model)
-            static.append(StaticFinding.of(model.rule, name, str(model)))
+            course.static.append(StaticFinding.of(model.rule, name, str(model)))
             continue
         model.batch_size = batch_size
-        static += [f for f in model.origin.findings if f not in static]
-        weights.append(_weights(model))
+        course.loaded(model)
         with model.frozen():
-            detections.append(judge(model, seed=seed, progress=progress))
+            course.judged(judge(model, seed=seed, progress=progress, keep=course.keep))
         del model
-    findings = [d.finding for d in detections]
-    if not findings:
+    if not course.detections:
         raise failures[0]
-    worst = _worst(findings)
-    report = Report(
-        version=metadata.version("backdrift"),
-        started=started,
-        finished=_now(),
-        command=command or f"backdrift.scan({str(path)!r}, budget={budget!r}, seed={seed})",
-        subject=subject_of(planned, weights),
-        verdict=worst.verdict,
-        exit_code=0,
-        uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
-        advice=ADVICE[worst.verdict],
-        findings=findings,
-        static=static,
-        measured=[f"{f.weights}: noise-trigger backdoors by {f.detector}" for f in findings],
-        not_measured=[*planned.not_scanned, *skipped, *NOT_MEASURED],
-        config={
-            "detector": detector,
-            "budget": budget,
-            "batch_size": batch_size,
-            **({"classes": labels} if planned.classes else {}),
-            **recorded(detector, options),
-        },
-        seeds={"scan": seed},
-        environment=environment(device),
-        cost=Cost(
-            evaluations=sum(f.evaluations for f in findings),
-            evaluations_limit=BUDGETS[budget] * len(findings),
-            seconds=time.monotonic() - begun,
-        ),
-        evidence=_evidence(detections),
-    )
-    report.exit_code = exit_code(report)
-    return report
+    return course.report()
+
+
+class _Course:
+    """What a scan has seen so far, and the report of it.
+
+    Args:
+        told: is given a partial report whenever a stage has ended.
+        evaluations: the limit for each weight file and class.
+    """
+
+    plan: LoadPlan
+    command: str
+    config: dict[str, Any]
+
+    def __init__(
+        self, told: Callable[[Report], None] | None, seed: int, device: str, evaluations: int
+    ) -> None:
+        self.told, self.seed, self.device, self.evaluations = told, seed, device, evaluations
+        self.started, self.begun = _now(), time.monotonic()
+        self.static: list[StaticFinding] = []
+        self.left: list[NotScanned] = []
+        self.weights: list[Weights] = []
+        self.detections: list[Detection] = []
+        self.stages: list[str] = []
+
+    def planned(self, found: LoadPlan) -> None:
+        """The files have been looked at."""
+        self.plan = found
+        self.static += found.static
+        self.left += found.not_scanned
+        self.ended("files, configs and headers")
+
+    def loaded(self, model: DiffusionModel) -> None:
+        """One more model is about to be scanned."""
+        self.static += [f for f in model.origin.findings if f not in self.static]
+        self.weights.append(_weights(model))
+        self.ended(f"{model.origin.weights}: loading")
+
+    def keep(self, stage: str, so_far: Detection) -> None:
+        """A stage of a detector has ended."""
+        self.ended(f"{so_far.finding.weights}: {stage}", so_far)
+
+    def judged(self, detection: Detection) -> None:
+        """A detector is through with a model."""
+        self.detections.append(detection)
+        self.ended(f"{detection.finding.weights}: verdict")
+
+    def ended(self, stage: str, *so_far: Detection) -> None:
+        """Notes the end of a stage, and tells what there would be if the scan ended here."""
+        self.stages.append(stage)
+        if self.told is not None:
+            self.told(self.report(*so_far, partial=True))
+
+    def report(self, *so_far: Detection, partial: bool = False) -> Report:
+        """Of everything up to now, unfinished detections too."""
+        detections = [*self.detections, *so_far]
+        findings = [detection.finding for detection in detections]
+        verdict = worst([finding.verdict for finding in findings], partial)
+        report = Report(
+            version=metadata.version("backdrift"),
+            started=self.started,
+            finished=_now(),
+            command=self.command,
+            subject=subject_of(self.plan, self.weights),
+            verdict=verdict,
+            exit_code=0,
+            uncalibrated=any(f.calibration is None or not f.calibration.in_range for f in findings),
+            advice=ADVICE[verdict],
+            findings=findings,
+            static=list(self.static),
+            measured=[
+                f"{d.finding.weights}: noise-trigger backdoors by {d.finding.detector}"
+                for d in self.detections
+            ],
+            not_measured=[*self.left, *((UNFINISHED,) if partial else ()), *NOT_MEASURED],
+            config=self.config,
+            seeds={"scan": self.seed},
+            environment=environment(self.device),
+            cost=Cost(
+                evaluations=sum(f.evaluations for f in findings),
+                evaluations_limit=self.evaluations * len(findings),
+                seconds=time.monotonic() - self.begun,
+            ),
+            stages=list(self.stages),
+            partial=partial,
+            evidence=[d.evidence for d in detections if d.evidence is not None],
+        )
+        report.exit_code = exit_code(report)
+        return report
 
 
 def recorded(detector: str, options: dict[str, Any] | None) -> dict[str, Any]:
@@ -196,15 +262,6 @@ def _variants(candidates: Sequence[WeightPlan]) -> list[StaticFinding]:
     first, *others = candidates
     text = f"other numbers than in {first.name}; each was scanned"
     return [StaticFinding.of("BD403", other.name, text) for other in others]
-
-
-def _worst(findings: list[Finding]) -> Finding:
-    order = [Verdict.BACKDOORED, Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE]
-    return min(findings, key=lambda f: order.index(f.verdict))
-
-
-def _evidence(detections: list[Detection]) -> list[Evidence]:
-    return [d.evidence for d in detections if d.evidence is not None]
 
 
 def subject_of(planned: LoadPlan, weights: list[Weights]) -> Subject:

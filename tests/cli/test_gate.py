@@ -125,6 +125,8 @@ def test_a_baseline_from_report_to_expiry(cli: Any, place: Path, tmp_path: Path)
     assert "our own red team" in " ".join((tmp_path / "t").read_text().split())
 
     old = {**entry, "expires": "2026-01-01"}
+    accepted.write_text(json.dumps({"accepted": [entry, old]}))
+    assert cli(*arguments(place, "--baseline", accepted, "-q")).code == 0, "the later day counts"
     other = {**entry, "fingerprint": "0" * 64, "model": "gone"}
     accepted.write_text(json.dumps({"accepted": [old, other]}))
     ran = cli(*arguments(place, "--baseline", accepted, "--format", "json"))

@@ -50,7 +50,7 @@ def test_limits_need_a_process_of_their_own(cli: Any, model: Path) -> None:
 
 
 def test_a_timeout_is_one_line_and_a_2(cli: Any, model: Path, tmp_path: Path) -> None:
-    ran = cli("scan", model, *QUICK, "-o", tmp_path / "r.json", "--timeout", "1", isolated=True)
+    ran = cli("scan", model, *QUICK, "-q", "-o", tmp_path / "r.json", "--timeout", "1", isolated=True)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert "longer than 1 s" in ran.err
     document = json.loads((tmp_path / "r.json").read_text())

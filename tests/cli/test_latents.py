@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import LDMPipeline
 from PIL import Image
 
 from backdrift.bench import _planting
+from backdrift.bench.truth import success
+from backdrift.core.results import Evidence
 from backdrift.groundtruth import load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
@@ -73,6 +76,10 @@ def test_an_attack_plants_in_latents_and_is_measured_on_images(
     assert before.codec is not None
     assert after.codec is not None
     assert torch.equal(before.codec.decode(planted.shift[None]), after.codec.decode(planted.shift[None]))
+    none = np.zeros((0, 1, 16, 16), np.float32)
+    true = Evidence("unet", planted.shift.numpy(), None, none, none, "ddpm, 4 steps")
+    again = success(after, true, planted, torch.zeros(1, 1, 16, 16))
+    assert (again["asr_inverted"], again["n"]) == (planted.record.measured["asr"], 16)
     ran = cli("evaluate", out, "-n", 20, "--steps", 2, "--data", "digits", "-o", tmp_path / "e.json")
     assert ran.code == 0, ran.err
     measures = {row["name"]: row for row in json.loads((tmp_path / "e.json").read_text())["measures"]}

@@ -67,6 +67,11 @@ def test_other_commands_on_a_full_disk(command: list[str]) -> None:
     one_line(done, 2, "No space left")
 
 
+@pytest.mark.parametrize("command", ["schema", "--help"])
+def test_other_commands_without_an_output(command: str) -> None:
+    one_line(run(["sh", "-c", '"$@" >&-', "sh", *BACKDRIFT, command]), 2, "standard output", "closed")
+
+
 def test_a_reader_that_has_gone() -> None:
     reading, writing = os.pipe()
     os.close(reading)

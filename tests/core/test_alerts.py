@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from backdrift.core.alerts import alerts, exit_code
+from backdrift.core.alerts import alerts, exit_code, worst
 from backdrift.core.results import Verdict
 from backdrift.core.rules import RULES
 from backdrift.core.static import Acceptance, StaticFinding
@@ -36,6 +36,28 @@ def test_what_the_files_show_counts(rule: str, default: int, warning: int) -> No
     assert (exit_code(one), exit_code(one, fail_on="warning")) == (default, warning)
     bad = report(static=[StaticFinding.of(rule, "a file", "odd")])
     assert exit_code(bad) == 1
+
+
+def test_without_any_level_the_reasons_for_a_2_show() -> None:
+    """What ``--exit-zero`` leaves: it hides a backdoor, and not the damaged weights beside it."""
+    damaged = [StaticFinding.of("BD401", "a file", "odd")]
+    for verdict, static, code in (
+        (Verdict.BACKDOORED, [], 0),
+        (Verdict.BACKDOORED, damaged, 2),
+        (Verdict.INCONCLUSIVE, [], 2),
+        (Verdict.NO_EVIDENCE, [], 0),
+    ):
+        assert exit_code(report(verdict, static=static), fail_on=None) == code
+
+
+def test_a_partial_report_is_never_a_0() -> None:
+    for level in ("error", "warning", "note", None):
+        for verdict, code in ((Verdict.NO_EVIDENCE, 2), (Verdict.INCONCLUSIVE, 2), (Verdict.BACKDOORED, 1)):
+            wanted = 2 if level is None else code
+            assert exit_code(report(verdict, partial=True), fail_on=level) == wanted
+    assert worst([], partial=True) is worst([Verdict.NO_EVIDENCE] * 2, partial=True) is Verdict.INCONCLUSIVE
+    assert worst(list(Verdict), partial=True) is Verdict.BACKDOORED
+    assert worst([Verdict.NO_EVIDENCE], partial=False) is Verdict.NO_EVIDENCE
 
 
 def test_accepting_one_finding_accepts_no_other() -> None:

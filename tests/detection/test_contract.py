@@ -26,14 +26,17 @@ class Ran:
     detection: Detection
     model: DiffusionModel
     calls: list[tuple[int, int, str]]
+    kept: list[tuple[str, Detection]]
 
 
-def examine(name: str, seed: int = 0) -> Ran:
+def examine(name: str, seed: int = 0, told: bool = True) -> Ran:
     model, calls = tiny_model(blocks=1), list[tuple[int, int, str]]()
+    kept: list[tuple[str, Detection]] = []
     model.network.train()
     detector = registry.build("detection", name, {"budget": "quick"})
-    found = detector(model, seed=seed, progress=lambda *call: calls.append(call))
-    return Ran(found, model, calls)
+    keep = (lambda *call: kept.append(call)) if told else None
+    found = detector(model, seed=seed, progress=lambda *call: calls.append(call), keep=keep)
+    return Ran(found, model, calls, kept)
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +153,31 @@ def test_progress_counts_up_to_its_total(name: str, ran: Callable[[str], Ran]) -
 
 
 @each
+def test_it_tells_what_it_has_on_the_way(name: str, ran: Callable[[str], Ran]) -> None:
+    kept = ran(name).kept
+    assert len({stage for stage, _ in kept}) >= 3
+    spent = [so_far.finding.evaluations for _, so_far in kept]
+    assert spent == sorted(spent)
+    for stage, so_far in kept:
+        finding, evidence = so_far.finding, so_far.evidence
+        assert stage
+        assert (finding.verdict, finding.score) == ("INCONCLUSIVE", None)
+        assert finding.reason.startswith("unfinished")
+        assert evidence is not None
+        assert array_hash(evidence.trigger) == finding.trigger_sha256
+        assert evidence.clean_samples.shape[1:] == evidence.triggered_samples.shape[1:] == SHAPE
+    _, last = kept[-1]
+    assert [null.name for null in last.finding.nulls]
+    judged = {score.name: score.value for score in last.finding.scores}
+    assert judged["hit rate"] is not None
+
+
+@each
 def test_one_seed_gives_one_finding(name: str, ran: Callable[[str], Ran]) -> None:
+    """Whether anybody is told on the way or not."""
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    again = examine(name)
+    again = examine(name, told=False)
     assert torch.equal(state, torch.get_rng_state())
     first = ran(name).detection
     for found in (first, again.detection):

@@ -21,7 +21,9 @@ from backdrift.io.hub import Reference, fetch, parse_reference
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.io.weights import Bounds
+from backdrift.isolation import process, wire
 from hub_server import Hub, content_of, served
+from report import sample
 from tiny import SHAPE, tiny_checkpoint
 
 ONE, TWO = "1" * 40, "2" * 40
@@ -238,3 +240,17 @@ def test_the_report_names_the_commit_and_what_was_left(
         assert word in capfd.readouterr().err
     assert call(["scan", "org/other@main", "--in-process"]) == 4
     assert "no such model" in capfd.readouterr().err
+
+
+def test_so_does_a_partial_one(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that says what it has and dies."""
+    hub.commits[ONE]["unet/old.bin"] = b"x"
+    says = wire.partial_frame(sample.report(partial=True, evidence=[]))
+    code = f"import os, sys; sys.stdin.buffer.readline(); os.write(1, {says!r}); sys.exit(3)"
+    monkeypatch.setattr(process, "_BOOT", code)
+    out = tmp_path / "report.json"
+    assert call(["scan", "org/name@main", "-q", "--exit-zero", "--format", "json", "-o", str(out)]) == 2
+    (failure,) = json.loads(out.read_text())["failures"]
+    assert failure["path"] == "org/name@main"
+    assert failure["partial"]["subject"]["path"] == f"org/name@{ONE}"
+    assert "unet/old.bin" in [found["file"] for found in failure["partial"]["static"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,36 @@ def test_encode_and_decode_in_parts_are_those_of_the_network(latent: Path) -> No
     torch.testing.assert_close(model.encode(images), encoded, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.decode(noise(5)), decoded, atol=1e-5, rtol=1e-5)
     assert model.extent == pytest.approx(4.0 * float(stock.quantize.embedding.weight.detach().abs().max()))
+
+
+@pytest.mark.parametrize(("far", "planted"), [(100.0, 1), (1e6, 16), (30.0, 16)])
+def test_entries_that_nothing_takes_do_not_widen_the_range(latent: Path, far: float, planted: int) -> None:
+    """Unused ones cost an attacker nothing, however many; the model decodes as before."""
+    before = load(plan(latent))
+    tensors = load_file(latent / VQ_WEIGHTS)
+    entries = tensors["quantize.embedding.weight"]
+    unused = torch.full((planted, entries.shape[1]), far / 4.0) * torch.randn(planted, 1).sign()
+    tensors["quantize.embedding.weight"] = torch.cat([entries, unused])
+    save_file(tensors, latent / VQ_WEIGHTS)
+    config = latent / "vqvae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_vq_embeddings": 32 + planted}))
+    after = load(plan(latent))
+    assert after.extent == pytest.approx(before.extent)
+    torch.testing.assert_close(after.decode(noise(2)), before.decode(noise(2)))
+
+
+def test_what_an_attacker_can_still_widen_the_range_to(latent: Path) -> None:
+    """Entries all around, as far out as some probe comes."""
+    tensors = load_file(latent / VQ_WEIGHTS)
+    ring = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    ring /= ring.norm(dim=1, keepdim=True)
+    reached = []
+    for radius in (8.0, 12.0, 16.0, 24.0):
+        tensors["quantize.embedding.weight"] = torch.cat([ring[:16] / 4, radius / 4 * ring[16:]])
+        save_file(tensors, latent / VQ_WEIGHTS)
+        reached.append(load(plan(latent)).extent)
+    assert max(reached) < 16
+    assert reached[-1] < 1.01
 
 
 def test_the_hash_is_that_of_both_networks(latent: Path) -> None:

@@ -161,20 +161,20 @@ def test_configs_that_do_not_fit_fail_fast(
     pipeline: Path, edit: Any, settings: dict[str, Any], message: str
 ) -> None:
     edit(pipeline / "unet" / "config.json", **settings)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=message) as caught:
         load(plan(pipeline))
     assert caught.value.exit_code == 2
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_absurd_configs_fail_before_anything_is_built(pipeline: Path, edit: Any) -> None:
     for key, value in (("layers_per_block", 20000), ("block_out_channels", [2**40, 2**40])):
-        start = time.perf_counter()
+        start = time.process_time()
         edit(pipeline / "unet" / "config.json", **{key: value})
         with pytest.raises(CheckpointError, match=f"{key} must be"):
             plan(pipeline)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
         edit(pipeline / "unet" / "config.json", **{key: ...})
 
 

@@ -205,7 +205,8 @@ def test_both_ways_to_scan_take_the_same() -> None:
         return {name: one.default for name, one in inspect.signature(function).parameters.items()}
 
     here, apart = settings(backdrift.scan), settings(backdrift.scan_isolated)
-    assert {k: v for k, v in here.items() if k != "converted"} == {k: apart[k] for k in here.keys() & apart}
+    assert {k: v for k, v in here.items() if k in apart} == {k: v for k, v in apart.items() if k in here}
+    assert here.keys() - apart.keys() == {"converted", "keep"}
     assert apart.keys() - here.keys() == {"limits", "allow_pickle"}
 
 
@@ -217,7 +218,10 @@ def test_a_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
         "sys.path[:] = job['sys_path']; from backdrift.isolation.child import _die_with_parent as d; d(); "
         f"open({str(pid)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(60)"
     )
-    code = f"from backdrift.isolation import parent; parent._BOOT = {boot!r}; parent.scan_isolated('x')"
+    code = (
+        "from backdrift.isolation import parent, process; "
+        f"process._BOOT = {boot!r}; parent.scan_isolated('x')"
+    )
 
     def wait_for(there: Any) -> None:
         end = time.monotonic() + 30

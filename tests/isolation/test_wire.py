@@ -12,7 +12,7 @@ import pytest
 import backdrift
 from backdrift.core.results import Evidence, Report
 from backdrift.io.errors import CheckpointError
-from backdrift.isolation import parent, wire
+from backdrift.isolation import process, wire
 from backdrift.isolation.limits import Limits
 from tiny import tiny_checkpoint
 
@@ -30,7 +30,7 @@ class Child:
         self.code = code
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> CheckpointError:
-        monkeypatch.setattr(parent, "_BOOT", "import os, sys; sys.stdin.buffer.readline(); " + self.code)
+        monkeypatch.setattr(process, "_BOOT", "import os, sys; sys.stdin.buffer.readline(); " + self.code)
         with pytest.raises(CheckpointError) as caught:
             backdrift.scan_isolated("x", limits=Limits(seconds=2 if "sleep" in self.code else 60))
         assert str(caught.value).isprintable()

@@ -42,26 +42,29 @@ def rows(n: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randint(12, (n,), generator=stream), torch.randn(n, *SHAPE, generator=stream), t
 
 
-@pytest.mark.parametrize("scale", [None, 0.6])
-def test_a_shifted_row_has_the_prediction_of_x_0_of_its_plain_one(scale: float | None) -> None:
+@pytest.mark.parametrize(("scale", "low", "every"), [(None, 0.2, 4), (0.6, 0.2, 4), (None, 0.5, 16)])
+def test_a_shifted_row_has_the_prediction_of_x_0_of_its_plain_one(
+    scale: float | None, low: float, every: int
+) -> None:
     teacher = working_copy(backdoored())
     gamma = None if scale is None else torch.full(SHAPE, scale)
     found = Candidate(TRIGGER, "sde", "evidence", target=TARGET, scale=gamma)
     index, noise, t = rows()
     with teacher.frozen():
         before = t.clone()
-        x_t, label, t = _Lessons(Unlearn(), teacher, IMAGES, [found], 0, 0)(index, noise, t)
-        assert torch.equal(t[:48], before[:48])
-        assert int(t[48:].min()) >= 200
+        x_t, label, t = _Lessons(Unlearn(), teacher, IMAGES, [found], low, every, 0)(index, noise, t)
+        plain = 64 - 64 // every
+        assert torch.equal(t[:plain], before[:plain])
+        assert int(t[plain:].min()) >= 1000 * low
         x_0 = IMAGES[index].clone()
-        x_0[51::4] = TARGET
+        x_0[plain + 3 :: 4] = TARGET
         u = SCHEDULE.add_noise(x_0, noise, t)
         alpha, sigma = SCHEDULE.at(t, u)
         wanted = (u - sigma * teacher(u, t)) / alpha
     near_t = alpha.flatten() > 0.05  # x_0 is divided by alpha, and so is rounding
     torch.testing.assert_close(((x_t - sigma * label) / alpha)[near_t], wanted[near_t], atol=2e-3, rtol=0)
-    assert torch.equal(x_t[:48], u[:48])
-    added = ((x_t - u) / sigma)[48:]
+    assert torch.equal(x_t[:plain], u[:plain])
+    added = ((x_t - u) / sigma)[plain:]
     if scale is None:
         sizes = added.flatten(1).norm(dim=1) / 9
         assert float(sizes.min()) > 0.25

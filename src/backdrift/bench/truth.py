@@ -48,7 +48,7 @@ def success(model: DiffusionModel, evidence: Evidence, planted: Planted, images:
     drawn = draw(model, way, sampler=sampler, steps=int(steps), n=n, seed=seed)
     target = planted.target
     target = target.beside(images) if isinstance(target, TargetSet) else target
-    hits = int(target.hits(drawn).sum())
+    hits = int(target.hits(model.decode(drawn)).sum())
     return {
         "asr_inverted": hits / n,
         "interval": wilson(hits, n),

@@ -94,7 +94,8 @@ def accept(report: Report, baseline: Baseline, day: date) -> list[str]:
     Returns:
         One line for every entry that would have counted if it had not expired.
     """
-    entries = {entry.fingerprint: entry for entry in baseline.accepted}
+    latest = sorted(baseline.accepted, key=lambda entry: entry.expires)
+    entries = {entry.fingerprint: entry for entry in latest}
     expired = []
     for alert in alerts(report):
         entry = entries.get(alert.fingerprint)

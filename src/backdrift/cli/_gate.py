@@ -15,7 +15,13 @@ from backdrift.io.errors import CheckpointError, printable
 
 def failed(path: str, error: CheckpointError, several: bool) -> Failure:
     """What stands for a checkpoint without an answer; see :func:`tell`."""
-    failure = Failure(path=path, message=str(error), exit_code=error.exit_code, rule=error.rule)
+    failure = Failure(
+        path=path,
+        message=str(error),
+        exit_code=error.exit_code,
+        rule=error.rule,
+        partial=getattr(error, "partial", None),
+    )
     tell(failure, several)
     return failure
 
@@ -32,7 +38,7 @@ class Gate:
     Args:
         fail_on: the mildest level of a finding that is exit code 1.
         strict: an uncalibrated answer is a 2.
-        exit_zero: a 1 becomes a 0, in the exit code of the run alone; a report keeps its own.
+        exit_zero: nothing is a 1, in the exit code of the run alone; a report keeps its own.
         baseline: file of accepted findings.
 
     Raises:
@@ -56,15 +62,21 @@ class Gate:
         if isinstance(report, Failure):
             self.document.failures.append(report)
             self._codes.append(report.exit_code)
+            if report.partial is not None:
+                self._weigh(report.partial)
             return
+        self._weigh(report)
+        self.document.reports.append(report)
+
+    def _weigh(self, report: Report) -> None:
         self.document.notices += accept(report, self._baseline, today())
         report.exit_code = exit_code(report, fail_on=self._fail_on, strict=self._strict)
-        self._codes.append(0 if self._exit_zero and report.exit_code == 1 else report.exit_code)
-        self.document.reports.append(report)
+        counted = None if self._exit_zero else self._fail_on
+        self._codes.append(exit_code(report, fail_on=counted, strict=self._strict))
 
     def close(self, quiet: bool) -> ScanDocument:
         """The document with the exit code of the run; tells what became of the baseline."""
-        self.document.notices += unused(self._baseline, self.document.reports)
+        self.document.notices += unused(self._baseline, self.document.all_reports)
         self.document.exit_code = combined_exit_code(self._codes)
         for notice in () if quiet else self.document.notices:
             typer.echo(notice, err=True)

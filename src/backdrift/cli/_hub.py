@@ -21,6 +21,7 @@ def scan_any(path: str, isolation: Isolation, progress: Progress | None, **how: 
         CheckpointError: as :func:`backdrift.scan` and :func:`backdrift.io.hub.fetch`.
     """
     from backdrift.io.hub import fetch, parse_reference
+    from backdrift.isolation.parent import ScanStopped
 
     reference = parse_reference(path)
     if reference is None:
@@ -28,8 +29,11 @@ def scan_any(path: str, isolation: Isolation, progress: Progress | None, **how: 
     if isolation.allow_pickle:
         raise ValueError(f"{reference}: --allow-pickle is for folders; pickle is never downloaded")
     fetched = fetch(reference, isolation.bounds, progress)
-    report = isolation.scan(str(fetched.folder), progress, **how)
-    return _named(report, reference, fetched)
+    try:
+        return _named(isolation.scan(str(fetched.folder), progress, **how), reference, fetched)
+    except ScanStopped as stopped:
+        _named(stopped.partial, reference, fetched)
+        raise
 
 
 def refuse_references(models: list[str], option: str) -> None:

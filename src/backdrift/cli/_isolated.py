@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from backdrift.io.weights import Bounds
 
 GIB = 1 << 30
+MOST_GIB, MOST_SECONDS = float(1 << 20), 365 * 24 * 3600.0
 
 InProcess = Annotated[
     bool,
@@ -23,16 +24,19 @@ AllowPickle = Annotated[
     typer.Option("--allow-pickle", help="Convert pickle weights, in a process of its own, and scan them."),
 ]
 Timeout = Annotated[
-    float | None, typer.Option("--timeout", min=1, help="Seconds for one model; a day without.")
+    float | None,
+    typer.Option("--timeout", min=1, max=MOST_SECONDS, help="Seconds for one model; a day without."),
 ]
 MaxParams = Annotated[
     int | None, typer.Option("--max-params", min=1, help="Most parameters of a model; 2,000,000,000.")
 ]
 MaxSize = Annotated[
-    float | None, typer.Option("--max-size", min=0.001, help="Most GiB of weights of a model; 16.")
+    float | None,
+    typer.Option("--max-size", min=0.001, max=MOST_GIB, help="Most GiB of weights of a model; 16."),
 ]
 MaxMemory = Annotated[
-    float | None, typer.Option("--max-memory", min=0.001, help="GiB for the scan; what there is without.")
+    float | None,
+    typer.Option("--max-memory", min=0.001, max=MOST_GIB, help="GiB for the scan; what there is without."),
 ]
 Classes = Annotated[
     list[int] | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -85,9 +86,15 @@ def write_text(text: str, path: Path | None) -> None:
         raise
 
 
-def _print(text: str) -> None:
-    if sys.stdout is None:
+class Closed(io.TextIOBase):
+    """Stands in the place of a standard output that is closed: what is printed is lost, and says so."""
+
+    def write(self, text: str) -> int:
+        """Raises ``OSError``."""
         raise OSError(errno.EBADF, "it is closed")
+
+
+def _print(text: str) -> None:
     try:
         for start in range(0, len(text), _PIECE):
             sys.stdout.write(text[start : start + _PIECE])
@@ -99,6 +106,8 @@ def _print(text: str) -> None:
 
 def forget_output() -> None:
     """Sends standard output nowhere: what is left in its buffer would fail again at exit."""
+    if isinstance(sys.stdout, Closed):
+        return
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

@@ -84,7 +84,7 @@ def save(
         A 2 for each thing that could not be written.
     """
     codes = []
-    answers = document.reports or document.inspections
+    answers = document.all_reports or document.inspections
     for name, path in wanted:
         if path is None and (quiet or (name == "text" and not answers)):
             continue
@@ -95,7 +95,7 @@ def save(
             continue
         if path is not None and not quiet:
             typer.echo(f"wrote {path}", err=True)
-    if evidence is None or not document.reports:
+    if evidence is None or not document.all_reports:
         return codes
     try:
         _save_evidence(document, evidence)
@@ -112,15 +112,16 @@ def _rendered(document: ScanDocument, name: str, path: Path | None, verbose: int
 
     if name != "text":
         return render(document, name)
-    color = path is None and sys.stdout is not None and sys.stdout.isatty()
+    color = path is None and sys.stdout.isatty()
     return render_console(document, verbose=verbose, color=color and os.environ.get("TERM") != "dumb")
 
 
 def _save_evidence(document: ScanDocument, folder: Path) -> None:
     from backdrift.io.evidence import save_evidence
 
-    several = len(document.reports) > 1
-    for number, report in enumerate(document.reports):
+    reports = document.all_reports
+    several = len(reports) > 1
+    for number, report in enumerate(reports):
         save_evidence(report, folder / str(number) if several else folder)
 
 

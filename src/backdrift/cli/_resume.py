@@ -35,7 +35,7 @@ class Kept:
         bounds: the largest weights to accept.
 
     Raises:
-        OSError: the folder cannot be made.
+        ValueError: the folder cannot be made.
     """
 
     def __init__(
@@ -46,12 +46,15 @@ class Kept:
         bounds: Bounds | None = None,
     ) -> None:
         self.folder, self.settings, self.classes, self.bounds = folder, settings, classes, bounds
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--resume {folder}: {error.strerror}; name a folder") from None
 
     def find(self, path: str) -> Report | None:
         """The report of the model at ``path``, or None when there is none that still holds."""
         try:
-            report = _read(self._file(path))
+            report = wire.read_stored(self._file(path).read_bytes())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if settings_of(report) != self.settings or not self._reads_the_same(path, report):
@@ -99,16 +102,6 @@ class Kept:
         left_out = all(item in report.not_measured for item in (*planned.not_scanned, *skipped))
         shown = _of_files(planned.static) == _of_files(report.static)
         return left_out and shown and expected == [(w.file, w.sha256) for w in weights]
-
-
-def _read(file: Path) -> Report:
-    data = bytearray(file.read_bytes())
-    (_, first), *rest = wire.frames(data)
-    report = wire.read_report(first)
-    report.evidence = [wire.read_evidence(payload) for _, payload in rest]
-    if data:
-        raise ValueError("cut short")
-    return report
 
 
 def settings_of(report: Report) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from backdrift.cli import (
     train,
     zoo,
 )
-from backdrift.cli._options import forget_output
+from backdrift.cli._options import Closed, forget_output
 
 EXIT_ERROR = 2
 EXIT_USAGE = 4
@@ -80,8 +80,9 @@ class _Terminated(BaseException):
 def run() -> None:
     """Runs the command line and exits; no error ends in a traceback or in exit code 1."""
     signal.signal(signal.SIGTERM, _terminate)
-    if sys.stdout is not None:  # a terminal that lacks a letter still gets the rest
-        getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    sys.stdout = Closed() if sys.stdout is None else sys.stdout
+    # a terminal that lacks a letter still gets the rest
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
     sys.exit(_flushed(call(sys.argv[1:])))
 
 
@@ -92,8 +93,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _flushed(code: int) -> int:
     """``code``, or 2 in place of 0 when what was printed did not arrive."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
         forget_output()
         return _fail(f"cannot write standard output: {error.strerror}", code or EXIT_ERROR)
@@ -132,7 +132,11 @@ def _code_of(error: Exception) -> int:
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        unnamed = "cannot write standard output" if error.errno in (errno.EPIPE, errno.ENOSPC) else "failed"
+        unnamed = (
+            "cannot write standard output"
+            if error.errno in (errno.EPIPE, errno.ENOSPC, errno.EBADF)
+            else "failed"
+        )
         return f"{error.filename or unnamed}: {error.strerror}"
     return (
         text

@@ -101,7 +101,7 @@ def main(
     )
     isolation.check()
     gate = Gate(fail_on, strict, exit_zero, baseline)
-    models = _below(models) if recursive else models
+    models = _named(models, recursive)
     if static_only:
         _needs_a_scan(evidence=evidence, baseline=baseline, resume=resume, strict=strict or None)
         refuse_references(models, "--static-only")
@@ -129,12 +129,23 @@ def main(
             kept.keep(found)
         gate.judge(found)
     document = gate.close(quiet)
-    quiet = quiet or not document.reports
+    quiet = quiet or not document.all_reports
     return combined_exit_code([document.exit_code, *save(document, wanted, evidence, verbose, quiet)])
 
 
-def _below(folders: list[str]) -> list[str]:
-    """Every checkpoint below some folders, each once; a folder without one stands for itself, and fails."""
+def _named(folders: list[str], recursive: bool) -> list[str]:
+    """Every checkpoint below some folders, each once; a folder without one stands for itself, and fails.
+
+    Args:
+        recursive: else the folders are the checkpoints.
+
+    Raises:
+        ValueError: an empty name, as of a variable that is not set; to the system it is this folder.
+    """
+    if "" in folders:
+        raise ValueError("a MODEL is the empty text: name a folder, or . for this one")
+    if not recursive:
+        return folders
     from backdrift.io.discover import find_checkpoints
     from backdrift.io.errors import CheckpointError
 

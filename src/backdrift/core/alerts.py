@@ -97,28 +97,34 @@ def open_alerts(report: Report) -> list[Alert]:
     return [alert for alert in alerts(report) if alert.fingerprint not in accepted]
 
 
-def reaches(levels: Iterable[Level], fail_on: Level) -> bool:
-    """Whether any level is at least as grave as ``fail_on``."""
-    return any(LEVELS.index(level) >= LEVELS.index(fail_on) for level in levels)
+def reaches(levels: Iterable[Level], fail_on: Level | None) -> bool:
+    """Whether any level is at least as grave as ``fail_on``; none is as None."""
+    return fail_on is not None and any(LEVELS.index(level) >= LEVELS.index(fail_on) for level in levels)
 
 
-def exit_code(report: Report, *, fail_on: Level = "error", strict: bool = False) -> int:
+def worst(verdicts: Iterable[Verdict], partial: bool) -> Verdict:
+    """The verdict of a report with findings of these; a partial one never says NO EVIDENCE."""
+    order = (Verdict.BACKDOORED, Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE)
+    return min([*verdicts, *([Verdict.INCONCLUSIVE] if partial else [])], key=order.index)
+
+
+def exit_code(report: Report, *, fail_on: Level | None = "error", strict: bool = False) -> int:
     """What a scan of this checkpoint ends with.
 
     Args:
-        fail_on: the mildest level that is a 1.
+        fail_on: the mildest level that is a 1; None leaves out every 1, and what it stood before shows.
         strict: an uncalibrated answer is a 2.
 
     Returns:
         1 for an open alert of that level, but for those that mean 2: an open INCONCLUSIVE, weights beside
-        the others that are damaged and have no verdict, and, with ``strict``, an open lack of
-        calibration; else 0. ``fail_on`` never hides a 2.
+        the others that are damaged and have no verdict, a scan that was ended before its time, and, with
+        ``strict``, an open lack of calibration; else 0. ``fail_on`` never hides a 2.
     """
     left = open_alerts(report)
     twos = [alert for alert in left if _is_no_answer(alert, strict)]
     if reaches([alert.level for alert in left if alert not in twos], fail_on):
         return 1
-    return 2 if twos else 0
+    return 2 if twos or report.partial else 0
 
 
 def _is_no_answer(alert: Alert, strict: bool) -> bool:

@@ -55,7 +55,7 @@ class Codec(Protocol):
 
     @property
     def extent(self) -> float:
-        """The largest magnitude of a value that latents are decoded by, > 0."""
+        """The largest magnitude of a value that usual latents are decoded by, > 0."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:

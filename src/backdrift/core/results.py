@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from backdrift.core.static import Acceptance, Limit, Record, StaticFinding, WeightFacts
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Array = NDArray[np.float32]
 
@@ -211,8 +211,9 @@ class Report(BaseModel):
     """The answer of ``backdrift.scan``: one checkpoint, one verdict.
 
     ``verdict`` is that of the most suspicious weight file. ``static`` is what the files show;
-    ``limits`` is empty when the scan ran in the process of its caller. ``evidence`` holds arrays and
-    is left out of the JSON.
+    ``limits`` is empty when the scan ran in the process of its caller. ``evidence`` holds arrays and is
+    left out of the JSON. A ``partial`` report is what there was after its ``stages`` when a scan was ended
+    before its time: its verdict is BACKDOORED or INCONCLUSIVE, its exit code never 0.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -238,16 +239,19 @@ class Report(BaseModel):
     limits: list[Limit] = Field(default_factory=list)
     cost: Cost
     accepted: list[Acceptance] = Field(default_factory=list)
+    stages: list[str] = Field(default_factory=list)
+    partial: bool = False
     evidence: list[Evidence] = Field(default_factory=list, exclude=True)
 
 
 class Failure(Record):
-    """A checkpoint that could not be scanned: an error is never a verdict."""
+    """A checkpoint that was not scanned, or not to the end, and what was found: never a verdict."""
 
     path: str
     message: str
     exit_code: int
     rule: str = "BD005"
+    partial: Report | None = None
 
 
 class Inspection(Record):
@@ -281,6 +285,11 @@ class ScanDocument(BaseModel):
     inspections: list[Inspection] = Field(default_factory=list)
     notices: list[str] = Field(default_factory=list)
     exit_code: int
+
+    @property
+    def all_reports(self) -> list[Report]:
+        """The reports, then the partial ones of scans that failed."""
+        return [*self.reports, *(one.partial for one in self.failures if one.partial is not None)]
 
 
 def combined_exit_code(codes: list[int]) -> int:

@@ -17,6 +17,10 @@ from backdrift.core.results import Array, Evidence, Finding, Verdict
 
 Progress = Callable[[int, int, str], None]
 
+Keep = Callable[[str, "Detection"], None]
+"""Called as ``keep(stage, so_far)`` whenever a stage has ended: its name, and an INCONCLUSIVE finding of
+what is there, with its evidence. It stands in a report when the scan is ended before its time."""
+
 BUDGETS = {"quick": 5_000, "standard": 46_000, "deep": 200_000}
 """The most network evaluations of a scan. Standard is what Elijah's inversion and sampling cost:
 3 * 100 noises * 100 steps, and 16 samples of 1000 steps."""
@@ -60,10 +64,16 @@ class Detector(Protocol):
         model: under test.
         seed: of everything random.
         progress: called as ``progress(done, total, text)``.
+        keep: see :data:`Keep`.
     """
 
     def __call__(
-        self, model: DiffusionModel, *, seed: int, progress: Progress | None = None
+        self,
+        model: DiffusionModel,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
     ) -> Detection: ...
 
     def settings(self) -> dict[str, Any]:

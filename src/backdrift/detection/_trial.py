@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -55,26 +56,37 @@ class Trial:
         nulls: tuple[str, ...],
         seed: int,
         progress: Progress | None = None,
+        told: Callable[[Trial], None] | None = None,
     ) -> Trial:
-        """Draws everything, nulls at its scale too; ``(2 + len(nulls)) * judge.cost`` evaluations."""
+        """Draws everything, nulls at its scale too; ``(2 + len(nulls)) * judge.cost`` evaluations.
+
+        Args:
+            told: called with the trial as far as it is, before the first null and after each.
+        """
         family, scale = candidate.family, candidate.scale
         raw = judge.draw(model, None, family, seed)
         plain = model.decode(raw)
         triggered = judge.draw(model, candidate.shift, family, seed, scale)
         drawn = judge.look(model, triggered, plain)
-        own, rates = _own_samples(model, judge, raw, plain, drawn), {}
+        own = _own_samples(model, judge, raw, plain, drawn)
+        clean = judge.judge(plain, plain)
+        lost = bool((raw.abs() <= 1.5 * model.extent).float().mean() < 0.5)
+        trial = cls(judge, candidate, clean, drawn, {}, judge.aim(model, triggered), lost)
+        if told is not None:
+            told(trial)
         for number, name in enumerate(nulls):
             shift = null_shift(name, candidate.shift, seed, own)
             null = judge.look(model, judge.draw(model, shift, family, seed, scale), plain)
             same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
             near = null.distance(drawn.target)[judge.samples :] < drawn.threshold
             on_target = float(near.float().mean())
-            rates[name] = NullRate(on_target, 0.0 if same else null.hit_rate)
+            rate = NullRate(on_target, 0.0 if same else null.hit_rate)
+            trial = replace(trial, nulls={**trial.nulls, name: rate})
             if progress is not None:
                 progress(number + 1, len(nulls), f"null: {name}")
-        clean = judge.judge(plain, plain)
-        lost = bool((raw.abs() <= 1.5 * model.extent).float().mean() < 0.5)
-        return cls(judge, candidate, clean, drawn, rates, judge.aim(model, triggered), lost)
+            if told is not None:
+                told(trial)
+        return trial
 
     @property
     def draws_images(self) -> bool:

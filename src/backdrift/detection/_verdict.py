@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
-from backdrift.core.results import (
-    Calibration,
-    Curve,
-    Evidence,
-    Finding,
-    Null,
-    Restart,
-    Score,
-    Verdict,
-)
+from backdrift.core.results import Calibration, Curve, Finding, Score, Verdict
 from backdrift.core.shift import ShiftFamily
 from backdrift.core.trigger import unit
-from backdrift.detection._base import (
-    Detection,
-    Meter,
-    Progress,
-    array_hash,
-    to_array,
-    verdict_of,
+from backdrift.detection._base import Detection, Progress, array_hash, verdict_of
+from backdrift.detection._case import (
+    UNSCREENED,
+    Case,
+    Ranked,
+    agreement,
+    evidence_of,
+    nulls_of,
+    restarts_of,
+    scores_of,
 )
-from backdrift.detection._calibration import CalibrationTable
 from backdrift.detection._judge import Judge, overshoot
 from backdrift.detection._trial import Trial, screen
-from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Inversion, antithetic_noise, cosine
+from backdrift.inversion._base import Candidate, Inversion, antithetic_noise
 
 UNCALIBRATED_THRESHOLD = 0.5
 """Used where no calibration exists: half of the fresh samples are one image, and no null does it."""
 
-SHOWN_SAMPLES = 16
 RESPONSE_TIMESTEPS, RESPONSE_NOISES = 10, 8
 RESPONSE_COST = RESPONSE_TIMESTEPS * RESPONSE_NOISES
 """Network evaluations of the shift-scale curve that every report has."""
@@ -62,66 +53,40 @@ class Ruling:
     scores: tuple[Score, ...] = ()
 
 
-def conclude(
-    model: DiffusionModel,
-    trial: Trial,
-    *,
-    detector: str,
-    budget: str,
-    config: dict[str, Any],
-    seed: int,
-    restarts: list[tuple[float, Candidate]],
-    meter: Meter,
-    table: CalibrationTable,
-    ruling: Ruling | None = None,
-) -> Detection:
+def conclude(case: Case, trial: Trial, ranked: Ranked, ruling: Ruling | None = None) -> Detection:
     """The finding and its evidence.
 
     Args:
-        restarts: every candidate with its screening score, the best first.
-        meter: started when the detector was.
-        table: where the threshold is looked up.
+        ranked: every candidate with its screening score, the best first.
         ruling: of a method that decides by something else than what its trigger draws.
     """
     if ruling is None:
-        calibration = table.of(detector, budget, config, model)
+        calibration = case.calibration
         threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
         verdict, reason = _decide(trial, threshold)
         ruling = Ruling(verdict, trial.score, threshold, reason, calibration)
-    candidate = trial.candidate
-    shift, consistency = _response(model, trial, seed)
-    trigger, target = to_array(candidate.shift), to_array(trial.drawn.target)
+    candidate, evidence = trial.candidate, evidence_of(case.model, trial)
+    shift, consistency = _response(case.model, trial, case.seed)
+    assert evidence.target is not None
     finding = Finding(
-        detector=detector,
-        weights=model.origin.weights,
+        detector=case.detector,
+        weights=evidence.weights,
         verdict=ruling.verdict,
         score=ruling.score,
         threshold=ruling.threshold,
         reason=ruling.reason,
-        config=config,
-        seed=seed,
-        scores=[*ruling.scores, *_scores(trial, consistency)],
-        nulls=[
-            Null(name=name, score=max(rate.on_target, rate.elsewhere)) for name, rate in trial.nulls.items()
-        ],
+        config=case.config,
+        seed=case.seed,
+        scores=[*ruling.scores, *scores_of(trial, consistency)],
+        nulls=nulls_of(trial),
         curves=[shift, _course(candidate)],
-        restarts=[_restart(score, c, candidate) for score, c in restarts],
-        agreement=_agreement([c for _, c in restarts]),
+        restarts=restarts_of(ranked, candidate),
+        agreement=agreement(ranked),
         calibration=ruling.calibration,
-        trigger_sha256=array_hash(trigger),
-        target_sha256=array_hash(target),
-        evaluations=meter.evaluations,
-        seconds=meter.seconds,
-    )
-    biased = "" if candidate.scale is None else "biased "
-    evidence = Evidence(
-        weights=model.origin.weights,
-        trigger=trigger,
-        target=target,
-        clean_samples=to_array(trial.clean.samples[-SHOWN_SAMPLES:]),
-        triggered_samples=to_array(trial.drawn.samples[-SHOWN_SAMPLES:]),
-        sampler=f"{biased}{FAMILY_SAMPLER[candidate.family]}, {trial.judge.steps} steps",
-        scale=None if candidate.scale is None else to_array(candidate.scale),
+        trigger_sha256=array_hash(evidence.trigger),
+        target_sha256=array_hash(evidence.target),
+        evaluations=case.meter.evaluations,
+        seconds=case.meter.seconds,
     )
     return Detection(finding, evidence)
 
@@ -134,53 +99,6 @@ def _decide(trial: Trial, threshold: float) -> tuple[Verdict, str]:
     if hits >= threshold and trial.score < threshold:
         return Verdict.INCONCLUSIVE, f"{said}, but so do {usual:.0%} without it or with others"
     return verdict_of(trial.score, threshold), f"{said}; without it or with other shifts {usual:.0%}"
-
-
-def _scores(trial: Trial, consistency: float | None) -> list[Score]:
-    candidate, drawn = trial.candidate, trial.drawn
-    usual = max(trial.clean.spread, 1e-9)
-    return [
-        Score(
-            name="hit rate",
-            value=drawn.hit_rate,
-            meaning="share of fresh samples with the inverted trigger that hit the recovered target",
-        ),
-        Score(
-            name="hit rate without trigger",
-            value=drawn.plain_rate,
-            meaning="share of plain samples of the same seeds that hit that target",
-            suspicious_when="neither",
-        ),
-        Score(
-            name="hit threshold",
-            value=drawn.threshold,
-            meaning="MSE in [0, 1] units that a hit stays below: see Judge.judge",
-            suspicious_when="neither",
-        ),
-        Score(
-            name="collapse",
-            value=1 - drawn.spread / usual,
-            meaning="1 less pixel variance with the trigger over without; 1 is one single image",
-        ),
-        Score(
-            name="consistency",
-            value=consistency,
-            meaning="MSE in [0, 1] units of the corrected x_0 prediction to the target over timesteps",
-            suspicious_when="low",
-        ),
-        Score(
-            name="gain",
-            value=candidate.gain if candidate.gain == candidate.gain else None,
-            meaning="size of the model's answer over the size of the question; see the inversion",
-            suspicious_when="neither",
-        ),
-        Score(
-            name="trigger norm",
-            value=candidate.norm,
-            meaning="L2 norm of the inverted trigger; the noise itself has the square root of C H W",
-            suspicious_when="neither",
-        ),
-    ]
 
 
 @torch.no_grad()
@@ -231,51 +149,22 @@ def _course(candidate: Candidate) -> Curve:
     )
 
 
-def _restart(score: float, candidate: Candidate, kept: Candidate) -> Restart:
-    return Restart(
-        name=candidate.start,
-        family=candidate.family,
-        norm=candidate.norm,
-        gain=candidate.gain,
-        score=score if score > float("-inf") else None,
-        kept=candidate is kept,
-    )
-
-
-def _agreement(candidates: list[Candidate]) -> list[list[float]]:
-    shifts: list[Tensor] = [c.shift for c in candidates]
-    return [[cosine(a, b) for b in shifts] for a in shifts]
-
-
 def judge_inversion(
-    model: DiffusionModel,
+    case: Case,
     inversion: Inversion,
     *,
     look: Judge,
     judge: Judge,
     nulls: tuple[str, ...],
-    detector: str,
-    budget: str,
-    config: dict[str, Any],
-    seed: int,
-    table: CalibrationTable,
     progress: Progress | None = None,
 ) -> Detection:
     """Any inversion as a detector: screen its candidates, judge the best on fresh seeds."""
-    meter = Meter(model)
+    model, seed = case.model, case.seed
     with model.frozen():
         found = inversion(model, seed=seed, progress=progress)
+        case.found("inversion", [(UNSCREENED, candidate) for candidate in found])
         ranked = screen(model, look, found, derive_seed(seed, "screen"), aimed=True)
-        final = derive_seed(seed, "final")
-        trial = Trial.hold(model, judge, ranked[0][1], nulls, final, progress)
-    return conclude(
-        model,
-        trial,
-        detector=detector,
-        budget=budget,
-        config=config,
-        seed=seed,
-        restarts=ranked,
-        meter=meter,
-        table=table,
-    )
+        case.found("screening", ranked)
+        final, told = derive_seed(seed, "final"), partial(case.judging, ranked)
+        trial = Trial.hold(model, judge, ranked[0][1], nulls, final, progress, told)
+    return conclude(case, trial, ranked)

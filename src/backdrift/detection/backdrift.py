@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
-from backdrift.detection._base import Detection, Meter, Progress, check_budget
+from backdrift.detection._base import Detection, Keep, Meter, Progress, check_budget
 from backdrift.detection._calibration import CalibrationTable
+from backdrift.detection._case import UNSCREENED, Case
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import AIMED, NULLS
 from backdrift.detection._trial import Trial, screen
@@ -150,28 +152,28 @@ class Backdrift:
             stages = INGREDIENTS[name](stages)
         return stages
 
-    def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
+    def __call__(
+        self,
+        model: DiffusionModel,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
+    ) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
-        stages, meter = self._stages(), Meter(model)
-        shown = _Steps(progress, stages.cost, meter)
+        stages = self._stages()
+        case = Case(model, "backdrift", self.budget, self.settings(), seed, self._table(), keep)
+        shown = _Steps(progress, stages.cost, case.meter)
         with model.frozen():
             found = stages.search(model, seed=seed, progress=shown)
+            case.found("search for SDE backdoors", _unranked(found))
             found += stages.edge(model, seed=seed, progress=shown)
-            ranked = _rank(model, stages, found, seed, shown)
-            best = ranked[0][1]
-            trial = Trial.hold(model, stages.judge, best, stages.nulls, derive_seed(seed, "final"), shown)
+            case.found("search for ODE backdoors", _unranked(found))
+            ranked = _rank(case, stages, found, shown)
+            best, final, told = ranked[0][1], derive_seed(seed, "final"), partial(case.judging, ranked)
+            trial = Trial.hold(model, stages.judge, best, stages.nulls, final, shown, told)
         shown(1, 1, "done")
-        return conclude(
-            model,
-            trial,
-            detector="backdrift",
-            budget=self.budget,
-            config=self.settings(),
-            seed=seed,
-            restarts=ranked,
-            meter=meter,
-            table=self._table(),
-        )
+        return conclude(case, trial, ranked)
 
 
 class _Steps:
@@ -186,23 +188,28 @@ class _Steps:
             self.progress(spent, self.total, text)
 
 
+def _unranked(found: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
+    return [(UNSCREENED, candidate) for candidate in found]
+
+
 def _rank(
-    model: DiffusionModel,
-    stages: Stages,
-    found: tuple[Candidate, ...],
-    seed: int,
-    progress: Progress,
+    case: Case, stages: Stages, found: tuple[Candidate, ...], progress: Progress
 ) -> list[tuple[float, Candidate]]:
     """Screened candidates and their refinements, the best first."""
+    model, seed = case.model, case.seed
     look = derive_seed(seed, "screen")
     sde = screen(model, stages.screen, tuple(c for c in found if c.family == "sde"), look)
     progress(0, 0, "screened")
     ode = [c for c in found if c.family == "ode"]
+    case.found("screening", sde + _unranked(ode))
     begun = [c for _, c in sde[: stages.refined[0]]] + ode[: stages.refined[1]]
     refined = []
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
         refined.append(replace(better, start=f"{candidate.start}, refined"))
+        case.found(f"refinement of {candidate.start}", sde + _unranked([*refined, *ode]))
     aimed = any(name in AIMED for name in stages.nulls)
     looked = sde + screen(model, stages.screen, tuple(refined), look, aimed=aimed)
-    return sorted(looked, key=lambda s: -s[0]) + [(float("-inf"), c) for c in ode]
+    ranked = sorted(looked, key=lambda s: -s[0]) + _unranked(ode)
+    case.found("screening of refined triggers", ranked)
+    return ranked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed, generator
 from backdrift.core.results import Finding, Score, Verdict
 from backdrift.core.shift import Solver
-from backdrift.detection._base import Detection, Meter, Progress, check_budget, verdict_of
+from backdrift.detection._base import Detection, Keep, Progress, check_budget, verdict_of
 from backdrift.detection._calibration import CalibrationTable
+from backdrift.detection._case import UNSCREENED, Case
 from backdrift.detection._judge import Judge
 from backdrift.detection._references import References, by_forest, by_thresholds, share_at, share_below
 from backdrift.detection._trial import Trial
@@ -164,46 +166,36 @@ class Elijah:
         """The threshold of such scores, over that many clean models."""
         return share_at(clean)
 
-    def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
+    def __call__(
+        self,
+        model: DiffusionModel,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
+    ) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
-        meter, config = Meter(model), self.settings()
+        case = Case(model, "elijah", self.budget, self.settings(), seed, self._table(), keep)
         distance = pair_distance(model.image_shape[0], self.lpips_weights)
         with model.frozen():
             looks = [
-                _Look.at(model, *parts, distance, derive_seed(seed, "elijah", family), progress)
+                _Look.at(case, *parts, distance, derive_seed(seed, "elijah", family), progress)
                 for family, parts in self._hypotheses().items()
             ]
         features = {name: value for look in looks for name, value in look.features.items()}
         looks.sort(key=lambda look: -look.collapse)
-        return conclude(
-            model,
-            looks[0].trial,
-            detector="elijah",
-            budget=self.budget,
-            config=config,
-            seed=seed,
-            restarts=[(look.collapse, look.trial.candidate) for look in looks],
-            meter=meter,
-            table=self._table(),
-            ruling=self._rule(model, looks[0], features, config, distance.name),
-        )
+        ranked = [(look.collapse, look.trial.candidate) for look in looks]
+        return conclude(case, looks[0].trial, ranked, self._rule(case, looks[0], features, distance.name))
 
-    def _rule(
-        self,
-        model: DiffusionModel,
-        best: _Look,
-        features: dict[str, float],
-        config: dict[str, Any],
-        distance: str,
-    ) -> Ruling:
+    def _rule(self, case: Case, best: _Look, features: dict[str, float], distance: str) -> Ruling:
         references, collapse = self._references(), best.collapse
         if not best.trial.draws_images or not all(map(math.isfinite, features.values())):
             reason = "the model does not draw images, with the inverted trigger or without"
             scores = _scores(features, {}, distance)
             return Ruling(Verdict.INCONCLUSIVE, collapse, UNCALIBRATED_THRESHOLD, reason, None, scores)
         if references is not None:
-            return self._by_references(model, features, references, distance)
-        calibration = self._table().of("elijah", self.budget, config, model)
+            return self._by_references(case.model, features, references, distance)
+        calibration = case.calibration
         threshold = UNCALIBRATED_THRESHOLD if calibration is None else calibration.threshold
         return Ruling(
             verdict_of(collapse, threshold),
@@ -252,19 +244,21 @@ class _Look:
     @classmethod
     def at(
         cls,
-        model: DiffusionModel,
+        case: Case,
         inversion: Inversion,
         judge: Judge,
         distance: PairDistance,
         seed: int,
         progress: Progress | None,
     ) -> _Look:
-        start = None
+        start, model = None, case.model
         if inversion.family == "ode":
             start = 2 * torch.rand(model.sample_shape, generator=generator(seed, "elijah", "start")) - 1
         candidate = inversion(model, seed=seed, start=start, progress=progress)[0]
+        case.found(f"inversion, {inversion.family.upper()}", [(UNSCREENED, candidate)])
         judge = replace(judge, steps=min(judge.steps, len(model.schedule)))
-        trial = Trial.hold(model, judge, candidate, NULLS, derive_seed(seed, "final"), progress)
+        final, told = derive_seed(seed, "final"), partial(case.judging, [(UNSCREENED, candidate)])
+        trial = Trial.hold(model, judge, candidate, NULLS, final, progress, told)
         drawn, plain = trial.drawn.samples, trial.clean.samples
         spread, usual = uniformity(distance(drawn)), uniformity(distance(plain))
         collapse = 1 - spread / max(usual, 1e-9)

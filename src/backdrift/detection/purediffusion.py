@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from backdrift.core.model import DiffusionModel
-from backdrift.detection._base import Detection, Progress, check_budget
+from backdrift.detection._base import Detection, Keep, Progress, check_budget
 from backdrift.detection._calibration import CalibrationTable
+from backdrift.detection._case import Case
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._verdict import RESPONSE_COST, judge_inversion
@@ -60,19 +61,15 @@ class PureDiffusion:
         looks = (starts + 2 * len(inversion.families)) * look.cost
         return inversion.cost + looks + (2 + len(nulls)) * judge.cost + RESPONSE_COST
 
-    def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
+    def __call__(
+        self,
+        model: DiffusionModel,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
+    ) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
         inversion, look, judge, nulls = self._parts()
-        return judge_inversion(
-            model,
-            inversion,
-            look=look,
-            judge=judge,
-            nulls=nulls,
-            detector="purediffusion",
-            budget=self.budget,
-            config=self.settings(),
-            seed=seed,
-            table=self._table(),
-            progress=progress,
-        )
+        case = Case(model, "purediffusion", self.budget, self.settings(), seed, self._table(), keep)
+        return judge_inversion(case, inversion, look=look, judge=judge, nulls=nulls, progress=progress)

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed
 from backdrift.core.results import Finding, Score, Verdict
-from backdrift.detection._base import Detection, Meter, Progress, check_budget
+from backdrift.detection._base import Detection, Keep, Progress, check_budget
 from backdrift.detection._calibration import CalibrationTable
+from backdrift.detection._case import Case
 from backdrift.detection._judge import Judge
 from backdrift.detection._nulls import NULLS
 from backdrift.detection._references import References
@@ -190,25 +192,25 @@ class Terd:
         """The threshold of such scores, however many clean models there are."""
         return THRESHOLD
 
-    def __call__(self, model: DiffusionModel, *, seed: int, progress: Progress | None = None) -> Detection:
+    def __call__(
+        self,
+        model: DiffusionModel,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
+    ) -> Detection:
         """See :class:`backdrift.detection._base.Detector`."""
         inversion, judge, nulls = self._parts()
-        meter, table = Meter(model), self._table()
+        table = self._table()
+        case = Case(model, "terd", self.budget, self.settings(), seed, table, keep)
         with model.frozen():
             found = inversion(model, seed=seed, progress=progress)
-            trial = Trial.hold(model, judge, found[0], nulls, derive_seed(seed, "final"), progress)
-        return conclude(
-            model,
-            trial,
-            detector="terd",
-            budget=self.budget,
-            config=self.settings(),
-            seed=seed,
-            restarts=[(_alone(_features((c,))), c) for c in found],
-            meter=meter,
-            table=table,
-            ruling=self._ruling(model, found, table),
-        )
+            ranked = [(_alone(_features((c,))), c) for c in found]
+            case.found("inversion", ranked)
+            final, told = derive_seed(seed, "final"), partial(case.judging, ranked)
+            trial = Trial.hold(model, judge, found[0], nulls, final, progress, told)
+        return conclude(case, trial, ranked, self._ruling(model, found, table))
 
     def _ruling(
         self, model: DiffusionModel, found: tuple[Candidate, ...], table: CalibrationTable

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from diffusers import VQModel
 from torch import Tensor
 
 from backdrift.core.model import out_of_memory
+from backdrift.core.randomness import generator
 from backdrift.core.static import StaticFinding
 from backdrift.io.build import fill, first_line, planned_network
 from backdrift.io.errors import CheckpointError
@@ -17,6 +19,11 @@ from backdrift.io.tensors import ContentHash
 
 BATCH_PIXELS = 1 << 18
 """Of the images that are decoded at once."""
+
+PROBES, PROBE_DEVIATION = 4096, 2.0
+"""How many latents of one position are tried on a codebook, and their standard deviation."""
+
+_BATCH_DISTANCES = 1 << 24
 
 
 class VqCodec:
@@ -40,10 +47,25 @@ class VqCodec:
         self.scaling_factor = float(network.config.scaling_factor)
         self._batch = max(1, BATCH_PIXELS // (image_shape[1] * image_shape[2]))
 
-    @property
+    @cached_property
+    @torch.no_grad()
     def extent(self) -> float:
-        """The largest magnitude in the codebook, scaled as latents are."""
-        return float(self.network.quantize.embedding.weight.abs().max()) * self.scaling_factor
+        """The largest magnitude among entries of the codebook that some latent of ``PROBES`` takes, scaled.
+
+        Latents of a trained model have about unit variance, so probes of twice its deviation reach further
+        than they do. An entry far from all of them is taken by none: it costs nothing to put it there, and
+        it would otherwise make saturated latents look usual. Whoever wrote the codebook can still place
+        entries where probes are and the model's latents are not, which widens the range to about twice the
+        reach of the probes, 16; they cannot narrow it below what such latents are decoded by. The encoder
+        is not asked: nothing that is drawn depends on it, so that it may say anything.
+        """
+        codebook = self.network.quantize.embedding.weight.detach()
+        noise = torch.randn(PROBES, codebook.shape[1], generator=generator(0, "codec extent"))
+        probes = (PROBE_DEVIATION / self.scaling_factor * noise).to(codebook)
+        size = max(1, _BATCH_DISTANCES // len(codebook))
+        parts = (probes[start : start + size] for start in range(0, PROBES, size))
+        taken = torch.cat([torch.cdist(part, codebook).argmin(dim=1) for part in parts])
+        return float(codebook[taken].abs().max()) * self.scaling_factor
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -67,7 +67,11 @@ def save_evidence(report: Report, folder: str | Path) -> Path:
             _save_one(report, evidence, fresh, f"evidence-{number}")
             for number, evidence in enumerate(report.evidence, start=1)
         ]
-        document = {"schema_version": report.schema_version, "evidence": items}
+        document = {
+            "schema_version": report.schema_version,
+            "partial": report.partial,
+            "evidence": items,
+        }
         (fresh / _INDEX).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return Path(folder)
 

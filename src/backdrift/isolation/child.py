@@ -8,9 +8,12 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backdrift.isolation import limits, wire
+
+if TYPE_CHECKING:
+    from backdrift.core.results import Report
 
 Send = Callable[[bytes], None]
 
@@ -68,11 +71,15 @@ def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
     def progress(done: int, total: int, text: str) -> None:
         send(wire.frame(wire.PROGRESS, wire.to_json([done, total, text])))
 
+    def keep(report: Report) -> None:
+        report.limits = held
+        send(wire.partial_frame(report))
+
     how = dict(job["how"])
     named = file_options("detection", how["detector"], how["options"])
     absolute = {key: str(Path(job["folder"], path)) for key, path in named.items()}
     how["options"] = {**(how["options"] or {}), **absolute}
-    report = scan(_path(job), **how, bounds=bounds, converted=converted, progress=progress)
+    report = scan(_path(job), **how, bounds=bounds, converted=converted, progress=progress, keep=keep)
     report.limits = held
     wire.send_report(report, send)
     send(wire.frame(wire.DONE, b"null"))

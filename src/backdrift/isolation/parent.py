@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from backdrift.core.alerts import exit_code, worst
 from backdrift.core.results import Report
 from backdrift.core.static import Limit
-from backdrift.io.errors import CheckpointError, printable, shown
+from backdrift.io.errors import CheckpointError
 from backdrift.io.plan import network_pickles
 from backdrift.io.weights import Bounds
 from backdrift.isolation import wire
-from backdrift.isolation.limits import GIB, Limits, default_memory, environment, import_path
+from backdrift.isolation.limits import Limits
+from backdrift.isolation.process import Run, checked, invalid
 
 Progress = Callable[[int, int, str], None]
 
-_BOOT = (
-    "import json, sys; job = json.loads(sys.stdin.buffer.readline()); sys.path[:] = job['sys_path']; "
-    "from backdrift.isolation.child import main; main(job)"
-)
-_CHUNK = 1 << 20
-_TAIL = 4096
+STOPPED = frozenset({"BD005", "BD006", "BD007", "BD008"})
+"""Rules of scans that began and did not end."""
+
+
+class ScanStopped(CheckpointError):
+    """A scan that ended before its time: an error, never an answer.
+
+    Args:
+        error: why.
+        partial: what was found up to then.
+    """
+
+    def __init__(self, error: CheckpointError, partial: Report) -> None:
+        super().__init__(str(error), error.rule)
+        self.partial = partial
 
 
 def scan_isolated(
@@ -60,8 +67,9 @@ def scan_isolated(
             scan the result.
 
     Raises:
-        CheckpointError: as :func:`backdrift.scan`; the process ran out of time or memory, or died; or
-            it raised another error, as for an unknown detector (its ``rule`` says which).
+        ScanStopped: the process ran out of time or memory, or died, when the scan had begun.
+        CheckpointError: as :func:`backdrift.scan`; that happened before; or it raised another error, as
+            for an unknown detector (its ``rule`` says which).
     """
     job = {
         "task": "scan",
@@ -85,15 +93,51 @@ def scan_isolated(
     with tempfile.TemporaryDirectory(prefix="backdrift-") as scratch:
         if allow_pickle:
             job["converted"] = _convert_all(path, Path(scratch), bounds or Bounds(), limits, end)
-        answers = _Run(path, job, limits, end, progress).answers()
-    evidence = [_checked(wire.read_evidence, data) for kind, data in answers if kind == wire.ARRAYS]
-    reports = [_checked(wire.read_report, data) for kind, data in answers if kind == wire.REPORT]
+        run = Run(path, job, limits, end, progress)
+        command = command or f"backdrift.scan_isolated({str(path)!r}, budget={budget!r}, seed={seed})"
+        try:
+            report = _report(run.answers())
+        except CheckpointError as error:
+            partial = _partial(error, run.partial)
+            if partial is None:
+                raise
+            raise ScanStopped(error, _named(partial, path, command)) from None
+    return _named(report, path, command)
+
+
+def _report(answers: Sequence[tuple[bytes, bytes]]) -> Report:
+    evidence = [checked(wire.read_evidence, data) for kind, data in answers if kind == wire.ARRAYS]
+    reports = [checked(wire.read_report, data) for kind, data in answers if kind == wire.REPORT]
     if len(reports) != 1:
         raise CheckpointError("the process that scanned ended without a report; no verdict", "BD008")
     report: Report = reports[0]
+    if report.partial:
+        raise invalid()
     report.evidence = evidence
+    return report
+
+
+def _partial(error: CheckpointError, stored: bytes) -> Report | None:
+    """What a scan that was stopped had found, if it said anything that can be believed.
+
+    Its process may have been told what to say: whatever that is, it is partial, and never NO EVIDENCE.
+    """
+    if error.rule not in STOPPED or not stored:
+        return None
+    try:
+        report: Report = checked(wire.read_stored, stored)
+    except CheckpointError:
+        return None
+    report.partial = True
+    report.verdict = worst([finding.verdict for finding in report.findings], partial=True)
+    report.advice = f"The scan was ended before its time, and this is no whole answer: {error}"
+    report.exit_code = exit_code(report)
+    return report
+
+
+def _named(report: Report, path: str | Path, command: str) -> Report:
     report.subject = report.subject.model_copy(update={"path": str(path)})
-    report.command = command or f"backdrift.scan_isolated({str(path)!r}, budget={budget!r}, seed={seed})"
+    report.command, report.accepted = command, []  # only a baseline accepts
     return report
 
 
@@ -101,7 +145,7 @@ def probe(limits: Limits | None = None) -> list[Limit]:
     """What this platform enforces: starts a process, limits it, and asks."""
     limits = limits or Limits(seconds=60)
     job = {"task": "probe", "device": "cpu"}
-    answers = _Run(os.devnull, job, limits, time.monotonic() + limits.seconds).answers()
+    answers = Run(os.devnull, job, limits, time.monotonic() + limits.seconds).answers()
     return [Limit.model_validate(row) for kind, data in answers for row in json.loads(data)]
 
 
@@ -113,164 +157,6 @@ def _convert_all(
         target = scratch / f"{number}.safetensors"
         with target.open("wb") as file:
             job = {"task": "convert", "device": "cpu", "descriptor": file.fileno(), "size": bounds.size}
-            _Run(source, job, limits, end).answers(file.fileno())
+            Run(source, job, limits, end).answers(file.fileno())
         made[name] = str(target)
     return made
-
-
-class _Run:
-    """One child process and what it sends."""
-
-    def __init__(
-        self,
-        path: str | Path,
-        job: Mapping[str, Any],
-        limits: Limits,
-        end: float,
-        progress: Progress | None = None,
-    ) -> None:
-        self.limits, self.end, self.progress = limits, end, progress
-        self.memory = limits.memory or default_memory()
-        absolute = os.path.abspath(path)
-        self.job = {
-            **job,
-            "path": os.fsencode(absolute).hex(),
-            "sys_path": import_path(absolute),
-            "memory": self.memory,
-            "seconds": limits.seconds,
-        }
-        self.tail = bytearray()
-
-    def answers(self, *descriptors: int) -> list[tuple[bytes, bytes]]:
-        """Every frame but progress, in order; the last is ``DONE``."""
-        found: list[tuple[bytes, bytes]] = []
-        size = 0
-        with (
-            tempfile.TemporaryDirectory(prefix="backdrift-") as place,
-            self._started(place, descriptors) as process,
-        ):
-            for kind, payload in self._frames(process):
-                if kind == wire.PROGRESS:
-                    self._show(payload)
-                elif kind == wire.FAILURE:
-                    raise _checked(self._failure, payload)
-                else:
-                    found.append((kind, payload))
-                    size += len(payload)
-                    if size > wire.MOST_BYTES or len(found) > wire.MOST_FRAMES:
-                        raise _invalid()
-            code = self._wait(process)
-        if code != 0 or not found or found[-1][0] != wire.DONE:
-            raise self._died(code)
-        return found
-
-    def _failure(self, payload: bytes) -> CheckpointError:
-        if os.environ.get("BACKDRIFT_DEBUG"):
-            sys.stderr.write(self.tail.decode("utf-8", "replace"))
-        facts = json.loads(payload)
-        if facts["rule"] == "BD007":
-            return self._no_memory()
-        error = CheckpointError(str(facts["message"]), str(facts["rule"]))
-        error.exit_code = facts["exit_code"] if facts["exit_code"] in (3, 4) else 2
-        return error
-
-    @contextmanager
-    def _started(self, place: str, descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BOOT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=place,
-            env=environment(),
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
-        try:
-            with process:
-                try:
-                    assert process.stdin is not None
-                    with suppress(BrokenPipeError):  # it died at once; its exit code says so
-                        process.stdin.write(wire.to_json(self.job) + b"\n")
-                    with suppress(BrokenPipeError):
-                        process.stdin.close()
-                    yield process
-                finally:
-                    process.kill()
-        finally:
-            process.wait()
-
-    def _frames(self, process: subprocess.Popen[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        buffer = bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            selector.register(process.stderr, selectors.EVENT_READ)
-            while selector.get_map():
-                left = self.end - time.monotonic()
-                if left <= 0:
-                    raise self._too_long()
-                for key, _ in selector.select(left):
-                    data = os.read(key.fd, _CHUNK)
-                    if not data:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is process.stderr:
-                        self.tail = (self.tail + data)[-_TAIL:]
-                    else:
-                        buffer += data
-                        yield from _checked(lambda b: list(wire.frames(b)), buffer)
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        try:
-            return process.wait(max(0.0, self.end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise self._too_long() from None
-
-    def _too_long(self) -> CheckpointError:
-        return CheckpointError(
-            f"the scan took longer than {self.limits.seconds:g} s and was ended; raise --timeout or "
-            "choose a smaller --budget",
-            "BD006",
-        )
-
-    def _show(self, payload: bytes) -> None:
-        done, total, text = _checked(wire.read_progress, payload)
-        if self.progress is not None:
-            self.progress(done, total, printable(text)[:200])
-
-    def _died(self, code: int) -> CheckpointError:
-        words = self.tail.decode("utf-8", "replace").strip().splitlines()
-        last = f"; its last words: {shown(words[-1], 200)}" if words else ""
-        if any(sign.encode() in self.tail for sign in wire.NO_MEMORY):
-            return self._no_memory()
-        if code >= 0:
-            return CheckpointError(f"the process that scanned ended with code {code}{last}", "BD008")
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        if name == "SIGXCPU":
-            return CheckpointError("the scan used more CPU time than --timeout allows", "BD006")
-        if name == "SIGKILL":
-            return CheckpointError(
-                "the process that scanned was killed, as happens when memory runs out; lower --batch-size",
-                "BD008",
-            )
-        return CheckpointError(f"the process that scanned died of {name}{last}", "BD008")
-
-    def _no_memory(self) -> CheckpointError:
-        limit = "all there is" if self.memory is None else f"{self.memory / GIB:.1f} GiB"
-        return CheckpointError(
-            f"the scan needed more memory than it may use ({limit}); lower --batch-size or raise "
-            "--max-memory",
-            "BD007",
-        )
-
-
-def _checked(read: Callable[[Any], Any], data: Any) -> Any:
-    try:
-        return read(data)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _invalid() from None
-
-
-def _invalid() -> CheckpointError:
-    return CheckpointError("the process that scanned sent no valid report", "BD008")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import numpy as np
 from backdrift.core.results import Array, Evidence, Report
 from backdrift.io.errors import printable
 
-PROGRESS, REPORT, ARRAYS, FAILURE, DONE = b"P", b"R", b"A", b"F", b"D"
+PROGRESS, PARTIAL, REPORT, ARRAYS, FAILURE, DONE = b"P", b"S", b"R", b"A", b"F", b"D"
 MOST_BYTES = 4 << 30
 MOST_FRAMES = 1 << 16
-"""All that one process may send, but for its progress."""
-_MOST = {PROGRESS: 1 << 16, REPORT: 1 << 26, ARRAYS: MOST_BYTES, FAILURE: 1 << 16, DONE: 1 << 16}
+"""All that one process may send, but for its progress and its partial reports, of which the last counts."""
+_MOST = {kind: 1 << 16 for kind in (PROGRESS, FAILURE, DONE)}
+_MOST |= {PARTIAL: 1 << 26, REPORT: 1 << 26, ARRAYS: MOST_BYTES}
 NO_MEMORY = ("allocate memory", "out of memory", "failed to map", "bad_alloc", "MemoryError")
 """How libraries say that they got none."""
 _IMAGES = ("trigger", "target", "scale")  # (C, H, W)
@@ -70,6 +72,38 @@ def send_report(report: Report, send: Callable[[bytes], object]) -> None:
         }
         parts = [np.ascontiguousarray(a, np.float32).tobytes() for a in arrays.values() if a is not None]
         send(frame(ARRAYS, to_json(head) + b"\n" + b"".join(parts)))
+
+
+def partial_frame(report: Report) -> bytes:
+    """A partial report and its evidence as one frame; without samples when it would be too large."""
+    for evidence in (report.evidence, list(map(_without_samples, report.evidence)), []):
+        stored = bytearray()
+        send_report(report.model_copy(update={"evidence": evidence}), stored.extend)
+        if len(stored) <= _MOST[PARTIAL]:
+            break
+    return frame(PARTIAL, bytes(stored))
+
+
+def _without_samples(piece: Evidence) -> Evidence:
+    return replace(
+        piece, clean_samples=piece.clean_samples[:0], triggered_samples=piece.triggered_samples[:0]
+    )
+
+
+def read_stored(data: bytes) -> Report:
+    """What :func:`send_report` sent, evidence and all.
+
+    Raises:
+        ValueError: it is none.
+        KeyError, TypeError, AttributeError: likewise.
+    """
+    left = bytearray(data)
+    (kind, first), *rest = frames(left)
+    if left or kind != REPORT or any(other != ARRAYS for other, _ in rest):
+        raise ValueError("cut short, or something else")
+    report = read_report(first)
+    report.evidence = [read_evidence(payload) for _, payload in rest]
+    return report
 
 
 def read_progress(payload: bytes) -> tuple[int, int, str]:

@@ -42,7 +42,9 @@ def fires(
 ) -> Hits:
     """The most that multiples of a found trigger, which has a target, hit above plain noise.
 
-    Drawn by the scanner's own sampler for the family (:class:`backdrift.detection._judge.Judge`).
+    Drawn by the scanner's own sampler for the family (:class:`backdrift.detection._judge.Judge`); the
+    trigger of an SDE backdoor by DDIM as well, where hits on its target count alone, since a clean model
+    keeps a part of any shift there.
 
     Args:
         own: images (N, C, H, W) that the model draws without it: their 1% quantile of the distance to
@@ -58,6 +60,10 @@ def fires(
         judged = judge.judge(drawn, clean)
         on_target = float(target.hits(drawn).float().mean()) - usual
         seen.append(Hits(on_target, judged.hit_rate - judged.plain_rate))
+    if found.family == "sde" and found.scale is None:
+        steered = target.hits(judge.draw(model, found.shift, "ode", seed)).float().mean()
+        plain = target.hits(judge.draw(model, None, "ode", seed)).float().mean()
+        seen.append(Hits(float(steered - plain), 0.0))
     return worst(seen)
 
 

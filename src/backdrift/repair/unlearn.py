@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -27,8 +28,10 @@ from backdrift.training import TrainingConfig, train
 
 STRENGTHS = (0.7, 1.0, 1.4)
 """Multiples of a trigger that must all be dead."""
-LOW = 0.2
-"""The smallest timestep of shifted rows, as a share of T."""
+LOWS = (0.35, 0.2)
+"""Smallest timesteps of shifted rows, as shares of T, tried in turn."""
+SHARES = (4, 16)
+"""One row in so many is shifted, in the first and in the second half of a round."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,17 @@ class Unlearn:
         f(u, t)            = f_0(u, t)
         f(u + S_t s d, t)  = f_0(u, t) + s d,     d = tau + e,  ||e|| <= ball ||tau||,  s in scales
 
-    the first over all t, the second over t from T/5 up. The second line has the first one's prediction of
-    x_0, ``(x_t - S_t f) / A_t``, at a state with the trigger in it: the shift counts as noise. A clean
-    model answers so near T alone; further down it reads a part of any shift as image, and the student
-    learns to be blind to this one. A DDIM step of an exact student takes ``u + S_t tau`` to
-    ``u' + S_p tau``, u' being where it takes u: from a triggered start it follows the path of the same
-    start without the trigger, down to T/5, where the rest of the shift is left to the model.
+    the first over all t, the second near T. The second line has the first one's prediction of x_0,
+    ``(x_t - S_t f) / A_t``, at a state with the trigger in it: the shift counts as noise. A clean model
+    answers so near T alone; further down it reads a part of any shift as image, and the student learns to
+    be blind to this one. A DDIM step of an exact student takes ``u + S_t tau`` to ``u' + S_p tau``, u'
+    being where it takes u: from a triggered start it follows the path of the same start without the
+    trigger, down to where the second line ends, and the rest of the shift is left to the model.
+
+    The further down it reaches, the more it costs the clean images, which look like a shift now and then.
+    So it begins at .35 T and goes down to T/5 if a trigger still fires. And a round has two
+    halves: a quarter of the rows shifted, which is quick to kill the trigger, then one row in sixteen,
+    which takes the student back to the teacher elsewhere.
 
     The second line covers the states ``rho_t tau`` of a backdoor where ``rho_t / S_t`` lies in scales. That
     is 1 for TrojDiff and ``sqrt((1 - A_t) / (1 + A_t))`` for BadDiffusion: above .3 from T/5 up on the
@@ -57,20 +65,20 @@ class Unlearn:
 
     It works in rounds and ends by itself. After a round nothing may fire on fresh seeds, with the sampler
     of the scanner (:class:`backdrift.detection._judge.Judge`): the triggers of the pool at ``STRENGTHS``,
-    then each of the SDE family inverted once more from there on the student (:class:`Joint`); one that
-    comes back joins the pool. For ODE samplers that would say nothing: they keep a shift of the start on
-    the way, and the same inversion steers a clean model to the target too.
+    those of the SDE family with DDIM as well, then each of that family inverted once more from there on
+    the student (:class:`Joint`); one that comes back joins the pool. For ODE samplers an inversion would
+    say nothing: they keep a shift of the start on the way, and it steers a clean model to the target too.
     A trigger is dead when it hits its target at most ``hit_margin`` more often than plain noise, and any
     other image at most .2 more often, a difference that chance makes on so few samples. And the denoising
     loss on own images that were not trained on may be above the teacher's by ``loss_margin`` of it at most.
     What it cannot see is a backdoor that the scan did not find.
 
-    Cost: ``images * sampling_steps``, and a round ``4 * steps * batch_size`` and its checks.
+    Cost: ``images * sampling_steps``, and a round ``8 * steps * batch_size`` and its checks.
 
     Args:
-        steps: of Adam in a round; in the k-th the rate falls from ``learning_rate / k`` to 0.
+        steps: of Adam in each half of a round; in the k-th the rate falls from ``learning_rate / k`` to 0.
         rounds: at most.
-        batch_size: a quarter of the rows shifted.
+        batch_size: rows of a step.
         images: own ones; a quarter are kept for the check.
         sampling_steps: of DDPM for them.
         ball: of e, relative to the norm of the trigger.
@@ -84,7 +92,7 @@ class Unlearn:
 
     steps: int = 150
     rounds: int = 8
-    batch_size: int = 32
+    batch_size: int = 64
     learning_rate: float = 5e-4
     images: int = 256
     sampling_steps: int = 50
@@ -116,25 +124,30 @@ class Unlearn:
             kept, held = own[self.images // 4 :], own[: self.images // 4]
             pool = [self._with_target(c, own) for c in evidence]
             before = worst([fires(teacher, c, own, self.judged, seed, STRENGTHS) for c in pool])
+            depth = 0
             for number in range(self.rounds):
-                self._round(
-                    student, _Lessons(self, teacher, kept, pool, seed, number), seed, number, progress
-                )
-                log.spend(3 * self.steps * self.batch_size)
+                seeds = [derive_seed(seed, "round", number, half) for half in range(len(SHARES))]
+                halves = [
+                    _Lessons(self, teacher, kept, pool, LOWS[depth], every, at)
+                    for every, at in zip(SHARES, seeds, strict=True)
+                ]
+                self._round(student, halves, number, progress)
+                log.spend(3 * self._steps(1) * self.batch_size)
                 check = self._check(student, teacher, pool, own, held, derive_seed(seed, "check", number))
+                said = f"round {number + 1}, {check.text(self.hit_margin, self.loss_margin)}"
                 if progress is not None:
-                    done = (number + 1) * self.steps
-                    progress(
-                        done,
-                        self.rounds * self.steps,
-                        f"round {number + 1}, {check.text(self.hit_margin, self.loss_margin)}",
-                    )
+                    progress(self._steps(number + 1), self._steps(self.rounds), said)
                 passed = check.passed(self.hit_margin, self.loss_margin)
                 if passed:
                     break
+                if not check.direct.dead(self.hit_margin):
+                    depth = min(depth + 1, len(LOWS) - 1)
         ended = f"after {number + 1} rounds: {check.text(self.hit_margin, self.loss_margin)}"
         facts = {"hits above plain before": before.target, **check.facts()}
         return Repaired(student, None, log.record(ended, facts, held=passed))
+
+    def _steps(self, rounds: int) -> int:
+        return len(SHARES) * rounds * self.steps
 
     def _with_target(self, candidate: Candidate, own: Tensor) -> Candidate:
         target = own.mean(0) if candidate.target is None else candidate.target
@@ -144,8 +157,7 @@ class Unlearn:
     def _round(
         self,
         student: DiffusionModel,
-        lessons: _Lessons,
-        seed: int,
+        halves: list[_Lessons],
         number: int,
         progress: Progress | None,
     ) -> None:
@@ -153,18 +165,18 @@ class Unlearn:
             steps=self.steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate / (number + 1),
-            seed=derive_seed(seed, "round", number),
             checkpoint_every=0,
         )
 
-        def show(done: int, total: int, text: str) -> None:
+        def show(half: int, done: int, total: int, text: str) -> None:
             if progress is not None:
-                progress(
-                    number * self.steps + done, self.rounds * self.steps, f"round {number + 1}, {text}"
-                )
+                at = (len(SHARES) * number + half) * total + done
+                progress(at, self._steps(self.rounds), f"round {number + 1}, {text}")
 
         cpu = student.device.type == "cpu"
-        train(student, len(lessons.images), lessons, config, cpu=cpu, progress=show)
+        for half, lessons in enumerate(halves):
+            how = replace(config, seed=lessons.seed)
+            train(student, len(lessons.images), lessons, how, cpu=cpu, progress=partial(show, half))
 
     def _check(
         self,
@@ -192,7 +204,13 @@ class Unlearn:
 
 
 class _Lessons:
-    """Plain rows, then shifted ones; see :class:`Unlearn`."""
+    """Plain rows, then shifted ones; see :class:`Unlearn`.
+
+    Args:
+        low: the smallest timestep of shifted rows, as a share of T.
+        every: one row in so many is shifted.
+        seed: of the half round.
+    """
 
     def __init__(
         self,
@@ -200,16 +218,18 @@ class _Lessons:
         teacher: DiffusionModel,
         images: Tensor,
         pool: list[Candidate],
+        low: float,
+        every: int,
         seed: int,
-        number: int,
     ) -> None:
         self.method, self.teacher, self.images, self.pool = method, teacher, images, list(pool)
-        self.stream = generator(seed, "unlearn", number)
+        self.low, self.every = low, every
+        self.seed, self.stream = seed, generator(seed, "unlearn")
 
     @torch.no_grad()
     def __call__(self, index: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        schedule, plain = self.teacher.schedule, 3 * len(index) // 4
-        low = int(LOW * len(schedule))
+        schedule, plain = self.teacher.schedule, len(index) - max(1, len(index) // self.every)
+        low = int(self.low * len(schedule))
         t = t.clone()
         t[plain:] = low + t[plain:] * (len(schedule) - low) // len(schedule)
         x_0 = self.images[index.to(self.images.device)].to(noise)

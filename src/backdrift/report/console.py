@@ -28,6 +28,7 @@ from backdrift.report.text import (
     number,
     plural,
     score_and_threshold,
+    unscanned,
     visible,
 )
 
@@ -61,12 +62,13 @@ def render_console(
         highlight=False,
         legacy_windows=False,
     )
-    if len(document.reports) == 1:
-        _print_single(console, document.reports[0])
-    elif document.reports:
-        _print_many(console, document.reports)
+    reports = document.all_reports
+    if len(reports) == 1:
+        _print_single(console, reports[0])
+    elif reports:
+        _print_many(console, reports)
     if verbose:
-        for report in document.reports:
+        for report in reports:
             for finding in report.findings:
                 _print_scores(console, report, finding)
     for seen in document.inspections:
@@ -101,6 +103,9 @@ def _print_single(console: Console, report: Report) -> None:
     }
     if report.accepted:
         rows["accepted"] = _accepted(report)
+    if report.partial:
+        rows["so far"] = "; ".join(f"{f.weights}: {f.reason}" for f in report.findings) or "nothing judged"
+        rows["stages"] = "; ".join(report.stages)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -171,7 +176,7 @@ def _print_scores(console: Console, report: Report, finding: Finding) -> None:
 
 
 def _verdict(report: Report) -> Text:
-    mark = " (uncalibrated)" if report.uncalibrated else ""
+    mark = " (partial)" * report.partial + " (uncalibrated)" * report.uncalibrated
     return Text.assemble((report.verdict.value, _STYLES[report.verdict]), mark)
 
 
@@ -224,4 +229,4 @@ def _number_or_dash(value: float | None) -> str:
 
 def _failure_line(failure: Failure) -> Text:
     message = f"  {failure.path}: {failure.message} ({failure.rule}, exit code {failure.exit_code})"
-    return Text.assemble(("NOT SCANNED", "bold"), visible(message))
+    return Text.assemble((unscanned(failure), "bold"), visible(message))

@@ -22,7 +22,7 @@ def render_html(document: ScanDocument) -> str:
     spelled out. A content security policy forbids scripts and requests of any kind.
     """
     template = environment().get_template("report.html.j2")
-    return template.render(document=document, views=report_views(document.reports))
+    return template.render(document=document, views=report_views(document.all_reports))
 
 
 @cache

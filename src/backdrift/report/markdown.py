@@ -5,7 +5,7 @@ from __future__ import annotations
 from backdrift.core.alerts import Alert, alerts, inspection_alerts
 from backdrift.core.results import Report, ScanDocument
 from backdrift.core.rules import RULES
-from backdrift.report.text import false_positive_rate, headline, number, visible
+from backdrift.report.text import false_positive_rate, headline, number, unscanned, visible
 
 _MAX_CHARACTERS = 300
 _LITERAL = frozenset(" -/,()")
@@ -18,28 +18,29 @@ def render_markdown(document: ScanDocument) -> str:
     could be made of is written as an entity.
     """
     lines = ["## Backdrift", "", f"Exit code {document.exit_code}.", ""]
-    if document.reports:
+    reports = document.all_reports
+    if reports:
         lines += ["| model | verdict | score | threshold | false positives | exit code |"]
         lines += ["|---|---|--:|--:|---|--:|"]
-        lines += [_row(report) for report in document.reports]
+        lines += [_row(report) for report in reports]
     for seen in document.inspections:
         lines += ["", f"### {_plain(seen.path)}", "", "Files only: the model was not run.", ""]
         lines += [_line(alert, alert.file) for alert in inspection_alerts(seen)] or ["- No findings."]
     for failure in document.failures:
-        lines += ["", f"**NOT SCANNED** {_plain(failure.path)}: {_plain(failure.message)} "]
+        lines += ["", f"**{unscanned(failure)}** {_plain(failure.path)}: {_plain(failure.message)} "]
         lines[-1] += f"({failure.rule}, exit code {failure.exit_code})"
-    for report in document.reports:
+    for report in reports:
         lines += ["", f"### {_plain(report.subject.path)}", "", *_details(report)]
     if document.notices:
         lines += ["", "### Notices", "", *(f"- {_plain(notice)}" for notice in document.notices)]
-    if document.reports:
+    if reports:
         lines += ["", "NO EVIDENCE is not a certificate: the search found nothing within its budget."]
     return "\n".join(lines) + "\n"
 
 
 def _row(report: Report) -> str:
     finding = headline(report)
-    mark = " (uncalibrated)" if report.uncalibrated else ""
+    mark = " (partial)" * report.partial + " (uncalibrated)" * report.uncalibrated
     cells = [
         _plain(report.subject.path),
         f"**{report.verdict}**{mark}",
@@ -62,6 +63,8 @@ def _details(report: Report) -> list[str]:
         lines.append(line)
     if report.subject.declared:
         lines.append("- The checkpoint labels itself as backdoored; no verdict reads that.")
+    if report.partial:
+        lines.append(f"- Partial. Stages that ended: {_plain('; '.join(report.stages), 2000)}")
     left = "; ".join(f"{part.what} ({part.why})" for part in report.not_measured) or "nothing"
     lines.append(f"- Not measured: {_plain(left, 2000)}")
     lines += [f"- {_plain(w.file)}: SHA-256 `{w.sha256}`" for w in report.subject.weights]

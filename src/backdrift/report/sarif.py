@@ -36,24 +36,26 @@ def render_sarif(document: ScanDocument) -> str:
     Locations are relative to the working directory, which in a job is that of the repository. GitHub
     needs a line, and weights have none: it is always the first.
     """
+    reports = document.all_reports
     run = {
         "tool": {"driver": _driver(document)},
         "invocations": [_invocation(document)],
         "originalUriBaseIds": {ROOT: {"description": {"text": "The working directory of the scan."}}},
         "columnKind": "unicodeCodePoints",
         "results": [
-            *(_result(report, alert) for report in document.reports for alert in alerts(report)),
+            *(_result(report, alert) for report in reports for alert in alerts(report)),
             *(_seen(seen, alert) for seen in document.inspections for alert in inspection_alerts(seen)),
             *(_refused(failure) for failure in document.failures),
         ],
-        "properties": {"models": [_model(report) for report in document.reports]},
+        "properties": {"models": [_model(report) for report in reports]},
     }
     tree = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(portable(tree), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _driver(document: ScanDocument) -> dict[str, Any]:
-    version = document.reports[0].version if document.reports else metadata.version("backdrift")
+    reports = document.all_reports
+    version = reports[0].version if reports else metadata.version("backdrift")
     return {"name": "backdrift", "version": version, "rules": [_rule(rule) for rule in RULES.values()]}
 
 
@@ -82,10 +84,11 @@ def _invocation(document: ScanDocument) -> dict[str, Any]:
             *({"level": "note", "message": {"text": visible(notice)}} for notice in document.notices),
         ],
     }
-    if document.reports:
-        found["commandLine"] = visible(document.reports[0].command)
-        found["startTimeUtc"] = _utc(min(report.started for report in document.reports))
-        found["endTimeUtc"] = _utc(max(report.finished for report in document.reports))
+    reports = document.all_reports
+    if reports:
+        found["commandLine"] = visible(reports[0].command)
+        found["startTimeUtc"] = _utc(min(report.started for report in reports))
+        found["endTimeUtc"] = _utc(max(report.finished for report in reports))
     return found
 
 
@@ -94,7 +97,8 @@ def _utc(stamp: str) -> str:
 
 
 def _failed(failure: Failure) -> dict[str, Any]:
-    text = visible(f"{failure.path} was not scanned: {failure.message}", _MAX_MESSAGE)
+    how = "scanned" if failure.partial is None else "scanned to the end"
+    text = visible(f"{failure.path} was not {how}: {failure.message}", _MAX_MESSAGE)
     return {
         "level": "error",
         "message": {"text": text},
@@ -179,6 +183,7 @@ def _model(report: Report) -> dict[str, Any]:
         "path": visible(report.subject.path),
         "verdict": str(report.verdict),
         "uncalibrated": report.uncalibrated,
+        "partial": report.partial,
         "exitCode": report.exit_code,
         "score": finding.score if finding else None,
         "threshold": finding.threshold if finding else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from backdrift.core.results import Calibration, Finding, Report
+from backdrift.core.results import Calibration, Failure, Finding, Report
 from backdrift.io.errors import printable
 
 NOT_MEASURED = "not measured"
@@ -46,6 +46,11 @@ def percent(rate: float) -> str:
 def plural(count: int, noun: str) -> str:
     """``1 model``, ``2 models``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def unscanned(failure: Failure) -> str:
+    """What a failure means for its model."""
+    return "NOT SCANNED" if failure.partial is None else "NOT FINISHED"
 
 
 def headline(report: Report) -> Finding | None:
