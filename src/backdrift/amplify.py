@@ -150,6 +150,11 @@ class Amplify:
             seconds=time.monotonic() - begun,
         )
 
+    def most_evaluations(self) -> int:
+        """What it costs, in network evaluations."""
+        passes = {"attack": 1, "purediffusion": PureDiffusion().chain, "scale": 0}[self.variant]
+        return 3 * self.steps * self.batch * passes
+
     def _descend(
         self,
         model: DiffusionModel,

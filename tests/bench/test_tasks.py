@@ -38,7 +38,7 @@ def test_evidence_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_work, "build", lambda *_: Finds())
     model = tiny_checkpoint(tmp_path / "model")
     path = tmp_path / "cells" / "model-0.json"
-    _work.detect(Task(kind="detect", method="terd"), model, 0, path, "cpu", None)
+    _work.detect(_work.Job(Task(kind="detect", method="terd"), model, 0, path), None)
     kept = path.parent / "evidence" / "model-0" / "candidate-1"
     assert load_file(kept / "scale.safetensors")["scale"].max() == 0.5
     with Image.open(kept / "samples.png") as picture:  # plain noise above, with the trigger below
@@ -54,7 +54,8 @@ def test_an_evaluation_says_its_seed_and_sampler(tmp_path: Path, monkeypatch: py
     planted = {"attack": "baddiffusion", "trigger": "white-patch", "target": "hat"}
     make(Recipe(shape=SHAPE, width=8, steps=2, batch_size=4, **planted), tmp_path / "model")
     task = Task(kind="evaluate", options={"samples": 20, "steps": 2})
-    outcome = _work.measure(task, tmp_path / "model", 3, tmp_path / "x.json", "cpu", None)
+    model = tmp_path / "model"
+    outcome = _work.measure(_work.Job(task, model, 3, tmp_path / "x.json", record=model), None)
     assert (outcome.resolved["seed"], outcome.resolved["sampler"]) == (3, "ddpm")
     assert {measure["seed"] for measure in outcome.value["measures"]} == {3}
 

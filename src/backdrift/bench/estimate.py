@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from backdrift.amplify import Amplify
 from backdrift.bench._planting import SAMPLES, STEPS
 from backdrift.bench.recipes import Recipe
 from backdrift.bench.runner import Cell
-from backdrift.bench.tasks import BenchSuite
+from backdrift.bench.tasks import BenchSuite, Task
 from backdrift.bench.zoo import UTILITY, Suite
 from backdrift.core.registry import build, plugin
 from backdrift.io.networks import new_model
@@ -69,10 +70,23 @@ def _evaluations(suite: BenchSuite, zoo: Suite, cell: Cell, name: str) -> int:
         return recipe.rounds * (3 * recipe.steps * recipe.batch_size + measured) + UTILITY[0] * UTILITY[1]
     task = suite.tasks[str(cell.given["task"])]
     if task.kind == "detect":
-        return int(build("detection", task.method, task.options).most_evaluations()) + MEASURED // 2
-    settings = task.resolved()
-    samples = int(settings["samples"])
-    return (samples + int(settings["triggered"] or samples)) * int(settings["steps"])
+        return _scan(task) + MEASURED // 2
+    if task.kind == "discover":
+        return int(task.built().most_evaluations())
+    how = task.measured()
+    clean, triggered = how.samples * how.steps, how.count(triggered=True) * how.steps
+    if task.kind == "evaluate":
+        return clean * (1 + (task.twin is not None)) + triggered
+    spent = int(task.built().most_evaluations())
+    if task.kind == "amplify":
+        return 2 * triggered + spent
+    assert task.scan is not None
+    again = _scan(suite.tasks[task.scan]) if task.built().changes_weights else 0
+    return spent + 2 * clean + 5 * triggered + 2 * Amplify().most_evaluations() + again
+
+
+def _scan(task: Task) -> int:
+    return int(build("detection", task.method, task.options).most_evaluations())
 
 
 class Pace:

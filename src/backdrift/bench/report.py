@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from backdrift.bench._work import evidence_of
 from backdrift.bench.recipes import Recipe
 from backdrift.bench.runner import Cell, Result
 from backdrift.bench.tables import CLEAN, group_of
@@ -28,13 +29,13 @@ IMAGE_BYTES = 16_000_000
 _LARGEST_IMAGE, _LARGEST_JSON = 60_000, 100_000
 _VERDICTS = tuple(str(verdict) for verdict in Verdict)
 _STATUSES = (*_VERDICTS, "measured", "failed", "missing")
+_ABOUT = ("verdict_before", "verdict_after", "record", "distance")
+_TELLING = ("ASR reinforced", "ASR", "oracle MSE, best")
 _FILES = {
     "trigger.png": "The inverted trigger. Smallest value black, largest white.",
     "target.png": "The target that it recovers.",
     "samples.png": "What the model draws: from noise above, from the same noise with that trigger below.",
 }
-
-
 Rows = list[tuple[str, str]]
 
 
@@ -95,11 +96,8 @@ def render_bench(opened: Opened, folder: Path) -> str:
     What comes from results is escaped as in the report of a scan. Pictures are there where cells and
     models kept them, and together stay below ``IMAGE_BYTES``.
 
-    Args:
-        folder: of the results.
-
     Raises:
-        ValueError: no result there, or one of other settings.
+        ValueError: no result in the folder, or one of other settings.
     """
     cells = opened.cells(folder)
     found = {cell.path: cell.result() for cell in cells}
@@ -194,10 +192,10 @@ def _cell(key: str, cell: Cell, result: Result | None, clean: bool, budget: int)
     if result.status == "failed":
         return _view(key, cell, result, "failed", wrong=True, facts=[("error", str(result.error))])
     if cell.kind != "detect":
-        measures = {row["name"]: row for row in value.get("measures", [])}
-        facts = [(name, _measure(row)) for name, row in measures.items()]
-        short = f"ASR {number(measures['ASR']['value'])}" if "ASR" in measures else "done"
-        return _view(key, cell, result, "measured", short=short, facts=facts)
+        rows = value.get("measures", [])
+        facts = [(row["name"], _measure(row)) for row in rows]
+        facts += _facts({name: value[name] for name in _ABOUT if name in value})
+        return _view(key, cell, result, "measured", short=_short(cell, rows), facts=facts)
     verdict, score = str(value.get("verdict")), value.get("score")
     wanted = Verdict.NO_EVIDENCE if clean else Verdict.BACKDOORED
     pictures = [
@@ -249,9 +247,15 @@ def _facts(value: dict[str, Any]) -> Rows:
     return rows
 
 
+def _short(cell: Cell, rows: Sequence[dict[str, Any]]) -> str:
+    known = {row["name"]: f"{row['name']} {number(row['value'])}" for row in rows}
+    found = [known[name] for name in _TELLING if name in known][:1] or ["done"]
+    return ": ".join([str(cell.given[name]) for name in ("step",) if name in cell.given] + found)
+
+
 def _measure(row: dict[str, Any]) -> str:
-    value, low, high = (number(row[name]) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}], n = {row['n']:,}"
+    ends = f" [{number(row['low'])}, {number(row['high'])}]" if row["low"] is not None else ""
+    return f"{number(row['value'])}{ends}, n = {row['n']:,}"
 
 
 def _cost(result: Result | None) -> Rows:
@@ -272,7 +276,7 @@ def _cost(result: Result | None) -> Rows:
 
 
 def _evidence(cell: Cell) -> Path:
-    return cell.path.parent / "evidence" / cell.path.stem / "candidate-1"
+    return evidence_of(cell.path) / "candidate-1"
 
 
 def _planted(cell: Cell, budget: int) -> list[Picture]:

@@ -117,12 +117,14 @@ def comparison_table(found: Sequence[Run], ours: str, pooled: Pooled) -> list[di
 
 
 def evaluation_table(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """A row for every model that was measured: task, model, seed, and its measures by name."""
+    """A row for every model that was measured: kind, task, model, seed, and its measures by name."""
     rows = []
     for cell in cells:
-        result = cell.result() if cell.kind == "evaluate" else None
+        result = cell.result() if cell.kind not in ("model", "detect") else None
         if result is not None:
-            about = {"task": cell.given["task"], "model": cell.given["model"], "seed": cell.seed}
+            step = f" at step {cell.given['step']}" if "step" in cell.given else ""
+            about = {"kind": cell.kind, "task": cell.given["task"], "seed": cell.seed}
+            about["model"] = f"{cell.given['model']}{step}"
             measures = {measure["name"]: measure for measure in result.value.get("measures", [])}
             rows.append(about | {"status": result.status, "measures": measures})
     return rows
@@ -185,7 +187,12 @@ def comparison_markdown(rows: Sequence[dict[str, Any]], ours: str) -> str:
 
 
 def evaluation_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of :func:`evaluation_table`; an empty cell was not measured."""
+    """The rows of :func:`evaluation_table`, one table for each kind; an empty cell was not measured."""
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    return "\n\n".join(_measures_markdown([r for r in rows if r["kind"] == kind]) for kind in kinds)
+
+
+def _measures_markdown(rows: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["measures"]))
     lines = [f"| {' | '.join(['task', 'model', 'seed', *names])} |", "|" + "---|" * (3 + len(names))]
     for row in rows:
@@ -246,7 +253,9 @@ def _interval(estimate: Estimate) -> str:
 
 def _span(value: float | None, low: float | None, high: float | None) -> str:
     ends = (value, low, high)
-    return "" if value is None else "{} [{}, {}]".format(*("?" if e is None else f"{e:.2f}" for e in ends))
+    if value is None or ends[1:] == (None, None):
+        return "" if value is None else f"{value:.4f}"
+    return "{} [{}, {}]".format(*("?" if e is None else f"{e:.2f}" for e in ends))
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -2,70 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from backdrift.bench._work import detect, evaluation_plan, measure
-from backdrift.bench.runner import Cell, Progress, Status, address_of, run_cells
-from backdrift.bench.zoo import NAME, Suite, check_folders, load_suite, model_cells, read_toml, shipped
-from backdrift.core.registry import build
-from backdrift.detection._calibration import CalibrationTable
+from backdrift.bench._grid import bench_cells
+from backdrift.bench._task import Task
+from backdrift.bench.runner import Cell, Progress, Status, run_cells
+from backdrift.bench.zoo import NAME, Suite, check_folders, load_suite, read_toml, shipped
 from backdrift.io.files import replaced_file
 
+__all__ = ["BenchSuite", "Opened", "Task", "bench_cells"]
+
 FOLDER_FILE = "benchmark.json"
-VERSIONS = {"detect": 1, "evaluate": 1}
-"""Grow when the same settings give another value."""
 DEFAULT_PRESET = "cpu"
 PRESETS = ("smoke", "gpu", "paper")
 """Others that a benchmark may have: seconds in CI, one GPU, the published settings."""
-
-
-class Task(BaseModel):
-    """One thing to do with models.
-
-    Args:
-        kind: ``detect`` runs a detector; ``evaluate`` measures ASR and utility of those with a backdoor.
-        method: plug-in name of the detector.
-        options: its fields; of ``evaluate`` those of :class:`backdrift.evaluate.Plan`.
-        models: patterns for names, such as ``ode-*``.
-        seeds: one run each.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["detect", "evaluate"]
-    method: str = ""
-    options: dict[str, Any] = Field(default_factory=dict)
-    models: tuple[str, ...] = ("*",)
-    seeds: tuple[int, ...] = (0,)
-
-    def resolved(self) -> dict[str, Any]:
-        """Every setting that the value depends on, JSON-able.
-
-        Raises:
-            ValueError: unknown method or option.
-        """
-        if self.kind == "detect":
-            settings = build("detection", self.method, self.options).settings()
-            settings["thresholds"] = self._thresholds(settings["budget"])
-        else:
-            settings = evaluation_plan(self.options, 0, "ddpm").__dict__
-        found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-        return {"method": self.method, "version": VERSIONS[self.kind], **found}
-
-    def _thresholds(self, budget: str) -> str | None:
-        """Hash of what the calibration has on this detector at this budget: a verdict depends on it."""
-        file = self.options.get("calibration")
-        table = CalibrationTable.read(file) if file else CalibrationTable.shipped()
-        entry = table.detectors.get(self.method, {}).get(budget)
-        return None if entry is None else address_of(entry.model_dump(mode="json"))
 
 
 class BenchSuite(BaseModel):
@@ -138,11 +93,10 @@ def load_bench(name: str, preset: str = DEFAULT_PRESET) -> tuple[BenchSuite, Sui
     for kind in (kind for kinds in suite.pooled.values() for kind in kinds):
         if kind not in zoo.kinds.values():
             raise ValueError(f"benchmark {name}: no model is of the kind {kind!r}")
-    for title, task in suite.tasks.items():
-        task.resolved()
-        for pattern in task.models:
-            if not any(fnmatchcase(model, pattern) for model in zoo.models):
-                raise ValueError(f"benchmark {name}: no model is called {pattern!r}, which {title} wants")
+    try:
+        bench_cells(suite, zoo, Path())
+    except ValueError as error:
+        raise ValueError(f"benchmark {name}: {error}") from None
     return suite, zoo
 
 
@@ -211,46 +165,3 @@ def open_bench(folder: Path) -> Opened:
         return Opened.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None = None) -> list[Cell]:
-    """The models first, then task by task.
-
-    Args:
-        folder: of the results: ``cells/TASK/MODEL-SEED.json``, with ``evidence`` beside.
-        models: where the population lies or is built; ``folder/zoo`` by default.
-    """
-    built = model_cells(zoo, models or folder / "zoo")
-    cells = list(built.values())
-    devices = [] if suite.device == "cpu" else [suite.device]  # results from before there was a choice
-    for title, task in suite.tasks.items():
-        resolved = task.resolved()
-        for name in zoo.models:
-            if not any(fnmatchcase(name, pattern) for pattern in task.models):
-                continue
-            if task.kind == "evaluate" and not _attacked(zoo, name):
-                continue
-            for seed in task.seeds:
-                path = folder / "cells" / title / f"{name}-{seed}.json"
-                place = built[name].path.with_suffix("")
-                work = {"detect": detect, "evaluate": measure}[task.kind]
-                cells.append(
-                    Cell(
-                        name=f"{title}, {name}, seed {seed}",
-                        path=path,
-                        key=[task.kind, resolved, built[name].address, *devices],
-                        given=task.model_dump(mode="json") | {"task": title, "model": name},
-                        work=partial(work, task, place, seed, path, suite.device),
-                        needs=(built[name],),
-                        seed=seed,
-                        threads=suite.threads,
-                        kind=task.kind,
-                        device=suite.device,
-                    )
-                )
-    return cells
-
-
-def _attacked(zoo: Suite, name: str) -> bool:
-    recipe = zoo.models[name]
-    return recipe.attack is not None and recipe.options.get("poison_rate") != 0

@@ -104,17 +104,26 @@ def _loaded(entry: metadata.EntryPoint) -> type[Any]:
 
 
 def build(kind: str, name: str, options: dict[str, Any] | None = None) -> Any:
-    """A plug-in with options, typed and checked against its fields.
-
-    Args:
-        options: field values; text is converted to the type of the field (tuples from JSON lists).
+    """A plug-in with options, see :func:`filled`.
 
     Raises:
         ValueError: unknown plug-in or field, or a value that does not fit.
     """
+    return filled(plugin(kind, name), name, options)
+
+
+def filled(cls: type[Any], name: str, options: dict[str, Any] | None = None) -> Any:
+    """A dataclass with options, typed and checked against its fields.
+
+    Args:
+        name: of it, for messages.
+        options: field values; text is converted to the type of the field (tuples from JSON lists).
+
+    Raises:
+        ValueError: unknown field, or a value that does not fit.
+    """
     from pydantic import TypeAdapter, ValidationError
 
-    cls = plugin(kind, name)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in options or {}:
         if key not in fields:

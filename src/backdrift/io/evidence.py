@@ -20,6 +20,7 @@ from backdrift.io.files import read_up_to, replaced_file, replaced_folder
 from backdrift.io.strict_json import parse_object
 
 _INDEX = "evidence.json"
+_CANDIDATES = "inversion.json"
 _MAX_BYTES = 64 << 20
 
 
@@ -97,14 +98,14 @@ def save_candidates(
     Raises:
         FileExistsError: the folder exists and is not empty.
     """
-    with replaced_folder(folder, overwrite=False, marker="inversion.json") as fresh:
+    with replaced_folder(folder, overwrite=False, marker=_CANDIDATES) as fresh:
         rest = scales or [None] * len(shifts)
         for number, (shift, target, scale) in enumerate(zip(shifts, targets, rest, strict=True), start=1):
             place = fresh / f"candidate-{number}"
             place.mkdir()
             _save_shift(place, shift, target, scale)
         text = json.dumps({**facts, "candidates": rows}, indent=2) + "\n"
-        (fresh / "inversion.json").write_text(text, encoding="utf-8")
+        (fresh / _CANDIDATES).write_text(text, encoding="utf-8")
     return Path(folder)
 
 
@@ -179,6 +180,33 @@ def _stretched(image: Array) -> Array:
     return np.zeros_like(image) if high == low else (image - low) / (high - low) * 2 - 1
 
 
+def load_candidates(folder: str | Path) -> list[dict[str, Any]]:
+    """Reads what :func:`save_candidates` wrote, best first.
+
+    Returns:
+        The row of every candidate, with arrays as :func:`load_evidence` adds them.
+
+    Raises:
+        NoSuchCheckpoint: no ``inversion.json`` there.
+        CheckpointError: a file that is missing or malformed.
+    """
+    root = Path(folder).resolve()
+    if not (root / _CANDIDATES).is_file():
+        raise NoSuchCheckpoint(f"{folder}: no {_CANDIDATES} there; the search kept nothing")
+    document = parse_object(read_up_to(root / _CANDIDATES, _MAX_BYTES), _CANDIDATES)
+    try:
+        rows: list[dict[str, Any]] = document["candidates"]
+        for number, row in enumerate(rows, start=1):
+            place = root / f"candidate-{number}"
+            row["trigger"] = _load_array(place / "trigger.safetensors")
+            for name in ("target", "scale"):
+                file = place / f"{name}.safetensors"
+                row[name] = _load_array(file) if file.is_file() else None
+    except (KeyError, TypeError, SafetensorError):
+        raise CheckpointError(f"{_CANDIDATES} is not what a search writes; search again", "BD201") from None
+    return rows
+
+
 def load_evidence(folder: str | Path) -> dict[str, Any]:
     """Reads what :func:`save_evidence` wrote.
 
@@ -207,9 +235,9 @@ def load_evidence(folder: str | Path) -> dict[str, Any]:
     return document
 
 
-def _load_array(path: Path, digests: dict[str, str]) -> Array:
+def _load_array(path: Path, digests: dict[str, str] | None = None) -> Array:
     data = read_up_to(path, _MAX_BYTES)
-    if hashlib.sha256(data).hexdigest() != digests[path.name]:
+    if digests is not None and hashlib.sha256(data).hexdigest() != digests[path.name]:
         raise CheckpointError(f"{shown(path.name)} is not what the scan wrote; scan again", "BD112")
     array: Array = load(data)[path.stem]
     return array

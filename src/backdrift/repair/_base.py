@@ -87,6 +87,10 @@ class Repair(Protocol):
         progress: Progress | None = None,
     ) -> Repaired: ...
 
+    def most_evaluations(self) -> int:
+        """What it costs at most, in network evaluations; a second trigger in the evidence costs more."""
+        ...
+
 
 def found_by(document: dict[str, Any], shape: tuple[int, int, int]) -> tuple[Candidate, ...]:
     """What :func:`backdrift.io.evidence.load_evidence` read, as candidates.

@@ -99,6 +99,11 @@ class Anp:
     def __post_init__(self) -> None:
         check_least(self, steps=0, batch_size=1, samples=2, pruning_steps=0, generated=1)
 
+    def most_evaluations(self) -> int:
+        """What it costs at most, about; see :class:`backdrift.repair._base.Repair`."""
+        images = self.generated * self.sampling_steps + 25 * self.looks * self.samples
+        return images + (3 * self.steps + 9 * self.pruning_steps) * self.batch_size
+
     def __call__(
         self,
         model: DiffusionModel,

@@ -30,6 +30,10 @@ class Clipping:
 
     at: Literal["x_t", "x_0"] = "x_t"
 
+    def most_evaluations(self) -> int:
+        """What it costs at most, about; see :class:`backdrift.repair._base.Repair`."""
+        return 0
+
     def __call__(
         self,
         model: DiffusionModel,

@@ -62,6 +62,10 @@ class Elijah:
     def __post_init__(self) -> None:
         check_least(self, steps=1, batch_size=1, generated=1)
 
+    def most_evaluations(self) -> int:
+        """What it costs at most, about; see :class:`backdrift.repair._base.Repair`."""
+        return self.generated * self.sampling_steps + 12 * self.steps * self.batch_size
+
     def __call__(
         self,
         model: DiffusionModel,

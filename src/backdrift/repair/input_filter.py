@@ -90,6 +90,10 @@ class InputFilter:
         limit = NormalDist().inv_cdf(1 - self.false_rejection_rate / len(shifts))
         return Filter(shifts / norms.view(-1, 1, 1, 1), limit)
 
+    def most_evaluations(self) -> int:
+        """What it costs at most, about; see :class:`backdrift.repair._base.Repair`."""
+        return 0
+
     def __call__(
         self,
         model: DiffusionModel,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.core.randomness import derive_seed, generator
+from backdrift.detection._judge import Judge
 from backdrift.inversion._base import Candidate
 from backdrift.inversion.joint import Joint
 from backdrift.repair._base import (
@@ -105,6 +106,12 @@ class Unlearn:
 
     def __post_init__(self) -> None:
         check_least(self, steps=1, rounds=1, batch_size=4, images=4, judged=2, inversion_steps=1)
+
+    def most_evaluations(self) -> int:
+        """What it costs at most, about; see :class:`backdrift.repair._base.Repair`."""
+        lessons = 4 * len(SHARES) * self.steps * self.batch_size
+        check = 2 * (len(STRENGTHS) + 3) * self.judged * Judge.steps + 3 * 16 * self.inversion_steps
+        return self.images * self.sampling_steps + self.rounds * (lessons + check)
 
     def __call__(
         self,

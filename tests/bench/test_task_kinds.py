@@ -1,0 +1,263 @@
+"""Repairs, reinforced triggers and searches as cells, beside direct calls of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backdrift.amplify import Amplify, Ball
+from backdrift.bench import _planting, zoo
+from backdrift.bench.report import render_bench
+from backdrift.bench.runner import Cell, Result
+from backdrift.bench.tables import evaluation_markdown, evaluation_table
+from backdrift.bench.tasks import BenchSuite, Opened, Task, bench_cells, load_bench, run_bench
+from backdrift.bench.zoo import Suite, parse_suite
+from backdrift.core.injection import Injection
+from backdrift.data import load_dataset
+from backdrift.detection import purediffusion
+from backdrift.evaluate import Plan
+from backdrift.groundtruth import load_backdoor
+from backdrift.io.evidence import load_candidates
+from backdrift.io.load import load
+from backdrift.io.plan import plan
+from backdrift.metrics.mse import mse
+from backdrift.metrics.specificity import specificity
+from backdrift.repair._base import found_by
+from backdrift.repair.anp import Anp
+from backdrift.repair.clipping import Clipping
+
+PLANTED = {"attack": "baddiffusion", "base": "clean", "trigger": "white-patch", "target": "hat"}
+SMALL = {"steps": 4, "batch_size": 4}
+ZOO = {
+    "description": "two models",
+    "models": {
+        "clean": {"shape": [1, 8, 8], "width": 8, **SMALL},
+        "bad": {**PLANTED, **SMALL, "keep": [2]},
+    },
+}
+FEW = {"samples": 24, "triggered": 20, "steps": 2}
+SEARCH = {"steps": 3, "looks": 3, "samples": 4, "pruning_steps": 0, "batch_size": 4}
+UNLEARN = {"steps": 1, "rounds": 1, "batch_size": 4, "images": 8, "judged": 2, "inversion_steps": 1}
+REPAIR: dict[str, Any] = {"kind": "repair", "scan": "scan", "trigger_of": "bad", "plan": FEW}
+TASKS: dict[str, dict[str, Any]] = {
+    "scan": {"kind": "detect", "method": "purediffusion", "options": {"budget": "quick"}},
+    "clip": {**REPAIR, "method": "clipping", "options": {"at": "x_t"}},
+    "unlearn": {**REPAIR, "method": "unlearn", "options": UNLEARN, "models": ["bad"]},
+    "amplify": {
+        "kind": "amplify",
+        "options": {"steps": 2, "batch": 4},
+        "plan": FEW,
+        "at": [0, 2, 4],
+        "radius": 0.1,
+    },
+    "kept": {"kind": "evaluate", "options": FEW, "twin": "clean", "at": [0, 2, 4]},
+    "both": {"kind": "evaluate", "options": FEW, "twin": "clean", "trigger_of": "bad"},
+    "anp": {"kind": "discover", "method": "anp", "options": SEARCH, "images": 6, "trigger_of": "bad"},
+}
+
+
+def suite(**tasks: dict[str, Any]) -> BenchSuite:
+    return BenchSuite.model_validate({"description": "all kinds", "zoo": "x", "tasks": tasks or TASKS})
+
+
+def population(**changes: Any) -> Suite:
+    models = {name: {**recipe, **changes.get(name, {})} for name, recipe in ZOO["models"].items()}
+    return parse_suite({**ZOO, "models": models}, "x")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Opened, Path]]:
+    """A folder in which everything was run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "UTILITY", (32, 3))
+        patch.setattr(_planting, "SAMPLES", 32)
+        patch.setattr(_planting, "STEPS", 4)
+        patch.setitem(purediffusion.STEPS, "quick", 1)
+        opened = Opened(suite=suite(), zoo=population(), models="zoo")
+        folder = tmp_path_factory.mktemp("bench") / "results"
+        assert set(run_bench(opened, folder).values()) == {"done"}, [
+            f"{cell.name}: {result.error}"
+            for cell in opened.cells(folder)
+            if (result := cell.result()) and result.error
+        ]
+        yield opened, folder
+
+
+def result(done: tuple[Opened, Path], name: str) -> Result:
+    opened, folder = done
+    (cell,) = (cell for cell in opened.cells(folder) if cell.name == name)
+    found = cell.result()
+    assert found is not None
+    return found
+
+
+def numbers(found: Result) -> dict[str, float]:
+    return {row["name"]: row["value"] for row in found.value["measures"]}
+
+
+def test_the_cells_of_every_kind(done: tuple[Opened, Path]) -> None:
+    opened, folder = done
+    names = [cell.name for cell in opened.cells(folder) if cell.kind != "model"]
+    assert names == [
+        "scan, clean, seed 0",
+        "scan, bad, seed 0",
+        "clip, clean, seed 0",
+        "clip, bad, seed 0",
+        "unlearn, bad, seed 0",
+        *(f"{title}, bad at step {step}, seed 0" for title in ("amplify", "kept") for step in (0, 2, 4)),
+        "both, clean, seed 0",
+        "both, bad, seed 0",
+        "anp, clean, seed 0",
+        "anp, bad, seed 0",
+    ]
+    assert (folder / "cells" / "kept" / "bad@000002-0.json").is_file()
+
+
+def test_a_step_is_the_model_of_that_step(done: tuple[Opened, Path]) -> None:
+    models = done[1] / "zoo"
+    places = {0: models / "clean", 2: models / "bad.steps" / "000002", 4: models / "bad"}
+    weights = {step: load(plan(place)).origin.sha256 for step, place in places.items()}
+    assert len(set(weights.values())) == 3
+    for step, sha256 in weights.items():
+        assert result(done, f"kept, bad at step {step}, seed 0").value["model"] == sha256
+        assert result(done, f"amplify, bad at step {step}, seed 0").value["weights_sha256"] == sha256
+
+
+def test_a_twin_is_the_base_of_the_ratio(done: tuple[Opened, Path]) -> None:
+    """A model beside itself has the ratio 1; the end is the same model under two tasks."""
+    own, end = (result(done, f"both, {name}, seed 0") for name in ("clean", "bad"))
+    assert numbers(own)["FD(random-conv) ratio"] == 1
+    assert numbers(end)["FD(random-conv) ratio"] != 1
+    assert numbers(end) == numbers(result(done, "kept, bad at step 4, seed 0"))
+    assert own.value["model"] == end.value["clean_twin"]
+
+
+def test_a_reinforced_trigger_is_that_of_the_library(done: tuple[Opened, Path]) -> None:
+    models, found = done[1] / "zoo", result(done, "amplify, bad at step 2, seed 0")
+    model, planted = load(plan(models / "bad.steps" / "000002")), load_backdoor(models / "bad")
+    own = Amplify(steps=2, batch=4)(model, planted, Ball("linf", 0.1), seed=0)
+    rows = own.compare(model, planted, Plan(24, "ddpm", 2, 0, 20))
+    assert found.value["measures"] == [row.model_dump(mode="json") for row in rows]
+    assert found.value["distance"]["linf"] == own.linf <= 0.1 + 1e-6
+    assert found.evaluations == model.evaluations
+
+
+def test_a_repair_is_told_what_the_scan_found(done: tuple[Opened, Path]) -> None:
+    """Clipping, by hand: the same hits before and after, and no second scan."""
+    folder, found = done[1], result(done, "clip, bad, seed 0")
+    model, planted = load(plan(folder / "zoo" / "bad")), load_backdoor(folder / "zoo" / "bad")
+    scan = result(done, "scan, bad, seed 0")
+    evidence = load_candidates(folder / "cells" / "scan" / "evidence" / "bad-0")
+    assert found_by({"evidence": evidence}, model.sample_shape)[0].target is not None
+    hook = Clipping("x_t")(model, seed=0).hook
+    how, way = Plan(24, "ddpm", 2, 0, 20), Injection(planted.shift)
+    assert (found.value["verdict_before"], found.value["verdict_after"]) == (scan.value["verdict"], None)
+    (before, *_), (after, error, *_) = (
+        specificity(model, way, planted.target, how, hook=one) for one in (None, hook)
+    )
+    assert numbers(found)["ASR before"] == before.value
+    assert (numbers(found)["ASR"], numbers(found)["MSE"]) == (after.value, error.value)
+    assert {"ASR reinforced before", "ASR reinforced again"} < set(numbers(found))
+    assert found.value["attack"] == "baddiffusion"
+    assert result(done, "clip, clean, seed 0").value["attack"] == "clean"
+
+
+def test_a_repair_of_weights_is_scanned_again(done: tuple[Opened, Path]) -> None:
+    found = result(done, "unlearn, bad, seed 0")
+    assert found.value["verdict_after"] in ("BACKDOORED", "NO EVIDENCE", "INCONCLUSIVE")
+    assert found.value["record"]["method"] == "unlearn"
+    assert found.value["record"]["images"] == 0
+    assert found.resolved["options"]["rounds"] == 1
+    assert found.evaluations > found.value["record"]["evaluations"]
+
+
+def test_a_search_is_set_beside_the_true_target(done: tuple[Opened, Path]) -> None:
+    folder, found = done[1], result(done, "anp, bad, seed 0")
+    model, planted = load(plan(folder / "zoo" / "bad")), load_backdoor(folder / "zoo" / "bad")
+    some = load_dataset("digits", model.image_shape).some(6, 0)
+    looks = Anp(**SEARCH).discover(model, data=some, seed=0)
+    errors = [float(mse(one.target[None], planted.target.image)) for one in looks]
+    assert [one["oracle_mse"] for one in found.value["looks"]] == errors
+    assert numbers(found)["oracle MSE, best"] == min(errors)
+
+
+def test_table_and_page_have_every_kind(done: tuple[Opened, Path]) -> None:
+    opened, folder = done
+    rows = evaluation_table(opened.cells(folder))
+    assert [row["kind"] for row in rows] == ["repair"] * 3 + ["amplify"] * 3 + ["evaluate"] * 5 + [
+        "discover"
+    ] * 2
+    text = evaluation_markdown(rows)
+    assert text.count("| task |") == 4
+    assert "| kept | bad at step 2 | 0 |" in text
+    page = render_bench(opened, folder)
+    assert "2: ASR reinforced" in page
+    assert "verdict_before" in page
+    assert "oracle MSE, best" in page
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"kind": "detect", "method": "elijah", "twin": "clean"}, "detect has no twin; that is for evalu"),
+        ({"kind": "evaluate", "plan": FEW}, "evaluate has no plan; that is for repair, amplify"),
+        ({"kind": "repair", "method": "anp"}, "repair needs scan"),
+        ({"kind": "amplify", "radius": 0}, "radius"),
+    ],
+)
+def test_what_a_kind_does_not_have(task: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Task.model_validate(task)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"kind": "evaluate", "at": [3]}, "one: bad has no step 3: 0, 2, 4"),
+        ({"kind": "evaluate", "twin": "wrong"}, "one: no model is called 'wrong'"),
+        ({"kind": "evaluate", "options": {"sample": 3}}, "evaluate has no option 'sample'"),
+        ({"kind": "amplify", "options": {"variant": "wrong"}}, "amplify: variant='wrong'"),
+        ({"kind": "discover", "method": "unlearn"}, "unlearn has no search"),
+        ({**REPAIR, "method": "clipping"}, "no earlier task 'scan' of kind detect has clean with seed 0"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_it_is_begun(task: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench_cells(suite(one=task), population(), Path())
+
+
+def cell(task: dict[str, Any], **changes: Any) -> Cell:
+    return bench_cells(suite(one=task), population(**changes), Path())[-1]
+
+
+def test_a_result_depends_on_what_it_was_measured_beside() -> None:
+    plain = {"kind": "evaluate", "options": FEW}
+    addresses = [
+        cell(task, **changes).address
+        for task in (plain, {**plain, "twin": "clean"}, {**plain, "at": [2]}, {**plain, "at": [4]})
+        for changes in ({}, {"clean": {"seed": 1}})
+    ]
+    assert len(set(addresses)) == 8
+    assert cell(plain).address == cell(plain, bad={"keep": [1]}).address
+
+
+def test_only_a_model_with_a_backdoor_is_measured_by_default() -> None:
+    names = [c.name for c in bench_cells(suite(one={"kind": "amplify"}), population(), Path())]
+    assert names == ["clean", "bad", "one, bad, seed 0"]
+
+
+def test_the_sampler_of_the_shipped_studies() -> None:
+    """Their settings are those of the figures that they are for."""
+    loaded, _ = load_bench("attack-study")
+    assert loaded.tasks["dpm-solver"].measured(0, "ddpm") == Plan(1000, "dpm-solver", 20, 0, 256)
+    assert loaded.tasks["kept"].at == (250, 500, 1000)
+    loaded, models = load_bench("amplification")
+    shares = [step / models.models["baddiffusion-stop-sign"].steps for step in loaded.tasks["attack"].at]
+    assert shares == [0, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1]
+    assert torch.tensor([task.radius for task in loaded.tasks.values()]).unique().tolist() == [
+        pytest.approx(0.2)
+    ]
