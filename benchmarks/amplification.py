@@ -1,30 +1,22 @@
 """docs/amplification.md: ASR of true and reinforced triggers over the steps of training.
 
-    backdrift zoo build amplification -o zoo
-    python benchmarks/amplification.py --zoo zoo
+    backdrift bench run amplification -o results/amplification
+    python benchmarks/amplification.py results/amplification
 
 Every model of the suite at the steps that it kept, and the clean base at 0 with the same trigger, optimiser
-and ball: the control. One JSON per model, step and variant under results/amplification; a run that was
-killed goes on.
+and ball: the control.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from backdrift.amplify import Amplify, Ball
-from backdrift.bench.zoo import Suite, load_suite
-from backdrift.core.sampling import usual_sampler
-from backdrift.groundtruth import load_backdoor
-from backdrift.io.load import load
-from backdrift.io.plan import plan
-from backdrift.metrics.draws import Plan
-from cells import write
+from backdrift.bench.tasks import open_bench
+from cells import count, results, value, write
 
-SUITE, SAMPLES, STEPS, RADIUS, SEED = "amplification", 256, 100, 0.2, 0
+RADIUS = 0.2
 VARIANTS = ("attack", "scale", "purediffusion")
 WANTED = (0.95, 0.5)
 """ASR of the reinforced trigger from, of the original below, between 1/20 and 1/5 of the steps."""
@@ -33,101 +25,48 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measures what is missing, then writes page and figure."""
+    """Writes page and figure of what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--zoo", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", help="Models to measure; the page shows what is there.")
-    parser.add_argument("--shard", default="0/1", help="i/n: measure every n-th cell only.")
+    parser.add_argument("folder", type=Path, help="Of the results.")
+    parser.add_argument("--output", type=Path, default=Path("docs/amplification.md"))
     options = parser.parse_args()
-    suite, results = load_suite(SUITE), Path("results") / SUITE
-    number, count = map(int, options.shard.split("/"))
-    cells = [(m, s, v) for m in attacked(suite) for s in steps_of(suite, m) for v in VARIANTS]
-    for index, (model, step, variant) in enumerate(cells):
-        if index % count == number and (options.only is None or model in options.only):
-            cell(options.zoo, results, suite, model, step, variant)
-    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    write(Path("docs") / f"{SUITE}.md", page(rows))
+    models = open_bench(options.folder).zoo.models
+    rows = [row | {"steps": models[row["model"]].steps} for row in results(options.folder)]
+    picture = options.output.with_suffix(".png")
+    write(options.output, page(rows, options.folder, picture.name))
     if rows:
-        figure(rows, Path("docs") / f"{SUITE}.png")
-
-
-def attacked(suite: Suite) -> list[str]:
-    """Names of the models that have a backdoor."""
-    return [name for name, recipe in suite.models.items() if recipe.attack]
-
-
-def steps_of(suite: Suite, model: str) -> list[int]:
-    """0 for the base, what was kept, and the end."""
-    recipe = suite.models[model]
-    return [0, *recipe.keep, recipe.steps]
-
-
-def checkpoint(zoo: Path, suite: Suite, model: str, step: int) -> Path:
-    """Where the model of a step lies."""
-    recipe = suite.models[model]
-    if step == 0:
-        return zoo / str(recipe.base)
-    return zoo / model if step == recipe.steps else zoo / f"{model}.steps" / f"{step:06d}"
-
-
-def cell(zoo: Path, results: Path, suite: Suite, model: str, step: int, variant: Any) -> None:
-    """One model at one step, reinforced by one variant, unless it is there."""
-    path, folder = results / f"{model}@{step:06d}-{variant}.json", checkpoint(zoo, suite, model, step)
-    if path.exists() or not (folder / "model_index.json").exists() or not (zoo / model).exists():
-        return
-    planted, loaded = load_backdoor(zoo / model), load(plan(folder))
-    how = Plan(SAMPLES, usual_sampler(planted.record.sampler_family, loaded.schedule), STEPS, SEED)
-    method = Amplify(variant)
-    found = method(loaded, planted, Ball("linf", RADIUS), seed=SEED)
-    measures = {m.name: m.model_dump() for m in found.compare(loaded, planted, how)}
-    row: Row = {
-        "model": model,
-        "attack": planted.record.attack,
-        "trigger": planted.record.trigger,
-        "target": planted.record.target,
-        "step": step,
-        "steps": suite.models[model].steps,
-        "variant": variant,
-        "weights_sha256": loaded.origin.sha256,
-        "distance": {"linf": found.linf, "l2": found.l2, "norm": float(planted.shift.norm())},
-        "evaluations": found.evaluations,
-        "seconds": found.seconds,
-        "measures": measures,
-    }
-    write(path, json.dumps(row, indent=2) + "\n")
-    print(path.name, rate(row, "ASR"), rate(row, "ASR reinforced"), flush=True)
+        figure(rows, picture)
 
 
 def rate(row: Row, name: str) -> str:
     """A measure with its interval."""
-    m = row["measures"][name]
-    return f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*value(row, name))
 
 
-def page(rows: list[Row]) -> str:
+def page(rows: list[Row], folder: Path, picture: str) -> str:
     """Markdown."""
     lines = [
         "# Reinforced triggers over the steps of training",
         "",
-        f"`backdrift zoo build {SUITE} -o zoo`, then `python benchmarks/amplification.py --zoo zoo`; the "
-        f"cells are under `results/{SUITE}`. L-infinity distance to the true trigger at most {RADIUS}, "
-        f"n = {SAMPLES} on the same seeds, {STEPS} steps of the attack's sampler, [95% intervals]. Step 0 "
-        "is the clean base, reinforced by the same optimiser in the same ball: a gain counts above that "
-        "row alone.",
+        f"`backdrift bench run amplification -o {folder}`, then `python benchmarks/amplification.py "
+        f"{folder}`. L-infinity distance to the true trigger at most {RADIUS}, n = {count(rows, 'ASR')} on "
+        "the same seeds, the attack's sampler, [95% intervals]. Step 0 is the clean base, reinforced by "
+        "the same optimiser in the same ball: a gain counts above that row alone.",
         "",
-        f"![ASR over the steps]({SUITE}.png)",
+        f"![ASR over the steps]({picture})",
         "",
         "| model | trigger, target | step | variant | ASR | ASR reinforced | MSE | MSE reinforced "
         "| L2 (norm of r) | seconds |",
         "|" + "---|" * 10,
     ]
     order = {variant: number for number, variant in enumerate(VARIANTS)}
-    for row in sorted(rows, key=lambda r: (r["model"], r["step"], order[r["variant"]])):
-        means = [f"{row['measures'][name]['value']:.4f}" for name in ("MSE", "MSE reinforced")]
-        distance = f"{row['distance']['l2']:.2f} ({row['distance']['norm']:.1f})"
-        cells = [row["model"], f"{row['trigger']}, {row['target']}", f"{row['step']} of {row['steps']}"]
-        cells += [row["variant"], rate(row, "ASR"), rate(row, "ASR reinforced"), *means, distance]
-        lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
+    for row in sorted(rows, key=lambda r: (r["model"], r["step"], order[r["task"]])):
+        found = row["evaluation"]
+        means = [f"{value(row, name)[0]:.4f}" for name in ("MSE", "MSE reinforced")]
+        distance = f"{found['distance']['l2']:.2f} ({found['distance']['norm']:.1f})"
+        cells = [row["model"], f"{found['trigger']}, {found['target']}", f"{row['step']} of {row['steps']}"]
+        cells += [row["task"], rate(row, "ASR"), rate(row, "ASR reinforced"), *means, distance]
+        lines.append("| " + " | ".join([*cells, f"{found['seconds']:.0f}"]) + " |")
     return "\n".join([*lines, "", *(f"- {text}" for text in verdicts(rows)), ""])
 
 
@@ -136,14 +75,14 @@ def verdicts(rows: list[Row]) -> list[str]:
     found = []
     for model in sorted({row["model"] for row in rows}):
         mine = [row for row in rows if row["model"] == model]
-        control = {r["variant"]: r["measures"]["ASR reinforced"]["value"] for r in mine if r["step"] == 0}
+        control = {r["task"]: value(r, "ASR reinforced")[0] for r in mine if r["step"] == 0}
         reached = [
-            f"{r['variant']} at {r['step']} of {r['steps']} steps"
+            f"{r['task']} at {r['step']} of {r['steps']} steps"
             for r in mine
             if 1 / 20 <= r["step"] / r["steps"] <= 1 / 5
-            and r["measures"]["ASR"]["value"] < WANTED[1]
-            and r["measures"]["ASR reinforced"]["value"] >= WANTED[0]
-            and control.get(r["variant"], 1.0) < WANTED[1]
+            and value(r, "ASR")[0] < WANTED[1]
+            and value(r, "ASR reinforced")[0] >= WANTED[0]
+            and control.get(r["task"], 1.0) < WANTED[1]
         ]
         said = "yes, " + "; ".join(reached) if reached else "not so"
         found.append(
@@ -167,12 +106,12 @@ def figure(rows: list[Row], path: Path) -> None:
     )
     for axis, model in zip(axes[0], models, strict=True):
         for variant in VARIANTS:
-            mine = [r for r in rows if r["model"] == model and r["variant"] == variant]
+            mine = [r for r in rows if r["model"] == model and r["task"] == variant]
             mine.sort(key=lambda r: r["step"])
             at = [r["step"] / r["steps"] for r in mine]
-            axis.plot(at, [r["measures"]["ASR reinforced"]["value"] for r in mine], "o-", label=variant)
+            axis.plot(at, [value(r, "ASR reinforced")[0] for r in mine], "o-", label=variant)
             if variant == VARIANTS[0]:
-                axis.plot(at, [r["measures"]["ASR"]["value"] for r in mine], "k.--", label="original")
+                axis.plot(at, [value(r, "ASR")[0] for r in mine], "k.--", label="original")
         axis.set(title=model, xlabel="share of the training steps", ylim=(-0.03, 1.03))
         axis.title.set_fontsize(9)
     axes[0][0].set_ylabel("ASR")

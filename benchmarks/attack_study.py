@@ -1,11 +1,10 @@
 """docs/attack-study.md: BadDiffusion over poison rates, training, trigger sizes and samplers.
 
-    backdrift zoo build attack-study -o zoo
-    python benchmarks/attack_study.py --zoo zoo
+    backdrift bench run attack-study -o results/attack-study
+    python benchmarks/attack_study.py results/attack-study
 
-The experiments of BadDiffusion's figures 2, 3, 6 and 14 and of its table 3, on digits at 16x16. One JSON
-per cell under results/attack-study; a run that was killed goes on. What the page says about agreement
-with the paper is worked out from the numbers.
+The experiments of BadDiffusion's figures 2, 3, 6 and 14 and of its table 3, on digits at 16x16. What the
+page says about agreement with the paper is worked out from the numbers.
 """
 
 from __future__ import annotations
@@ -17,60 +16,63 @@ from pathlib import Path
 from typing import Any
 
 from backdrift.bench.zoo import load_suite
-from cells import RATIO, Bench, shown, value, write
+from cells import RATIO, count, results, shown, value, write
 
-SUITE, SAMPLES, TRIGGERED, STEPS = "attack-study", 1000, 256, 50
+SUITE, STEPS = "attack-study", 50
 RATES = (0, 5, 10, 20, 30, 50, 70, 90)
 KEPT = (250, 500, 1000)
 STUDIED = (10, 50)
-SIZES = {"grey-box": (18, 14, 11, 8, 4), "stop-sign": (18, 14, 4)}
-WAYS = (("ddpm", 50), ("ddim", 50), ("dpm-solver", 20), ("dpm-solver++", 20))
+SIGN = "stop-sign"
+SIZES = {"grey-box": (18, 14, 11, 8, 4), SIGN: (18, 14, 4)}
+WAYS = {
+    "fine-tuned": ("ddpm", 50),
+    "ddim": ("ddim", 50),
+    "dpm-solver": ("dpm-solver", 20),
+    "dpm-solver-pp": ("dpm-solver++", 20),
+}
+"""Task to sampler and steps."""
+USUAL = "rate-10"
+"""The model with the stop sign of 14 pixels that the sizes are set beside."""
+PICTURES = {"poison rate": "rates", "checkpoint": "steps"}
 FD = "FD(random-conv)"
 
 Row = dict[str, Any]
 Rows = Sequence[tuple[str, Row]]
+Place = tuple[str, str, int | None]
+"""Task, model, step."""
 
 
 def main() -> None:
     """Measures what is missing, then writes page and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--zoo", type=Path, required=True)
-    parser.add_argument("--shard", default="0/1", help="i/n: measure every n-th cell only.")
+    parser.add_argument("folder", type=Path, help="Of the results.")
+    parser.add_argument("--output", type=Path, default=Path("docs/attack-study.md"))
     options = parser.parse_args()
-    bench = Bench(options.zoo, Path("results") / SUITE, SAMPLES, TRIGGERED, STEPS)
-    number, count = map(int, options.shard.split("/"))
-    cells = [cell for _, rows in sections() for _, cell in rows]
-    for index, cell in enumerate(cells):
-        if index % count == number:
-            bench.cell(**cell)
+    known = {(row["task"], row["model"], row.get("step")): row for row in results(options.folder)}
     found = {
-        name: [(label, row) for label, cell in rows if (row := _there(bench, cell)) is not None]
-        for name, rows in sections()
+        name: [(label, known[place]) for label, place in places if place in known]
+        for name, places in sections()
     }
-    write(Path("docs") / f"{SUITE}.md", page(found))
-    for name, file in (("poison rate", "rates"), ("checkpoint", "steps")):
-        figure(found[name], name, Path("docs") / f"{SUITE}-{file}.png")
+    write(options.output, page(found, options.folder, options.output.stem))
+    for name, kind in PICTURES.items():
+        figure(found[name], name, options.output.with_name(f"{options.output.stem}-{kind}.png"))
 
 
-def sections() -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Every experiment: its name, and of its cells the label and the arguments of ``Bench.cell``."""
+def sections() -> list[tuple[str, list[tuple[str, Place]]]]:
+    """Every experiment: its name, and of its cells the label and the place."""
     steps = load_suite(SUITE).models["rate-00"].steps
-    last = [(k, f"{k:06d}") for k in KEPT]
+    ends = [(r, "fine-tuned", f"rate-{r:02d}") for r in STUDIED]
     return [
-        ("poison rate", [(f"{r / 100:g}", _cell(f"rate-{r:02d}")) for r in RATES]),
+        ("poison rate", [(f"{r / 100:g}", ("fine-tuned", f"rate-{r:02d}", None)) for r in RATES]),
         (
             "checkpoint",
-            [
-                (f"{r / 100:g}, {k} steps", _cell(f"rate-{r:02d}.steps/{name}"))
-                for r in STUDIED
-                for k, name in last
-            ]
-            + [(f"{r / 100:g}, {steps} steps", _cell(f"rate-{r:02d}")) for r in STUDIED],
+            [(f"{r / 100:g}, {k} steps", ("kept", f"rate-{r:02d}", k)) for r in STUDIED for k in KEPT]
+            + [(f"{r / 100:g}, {steps} steps", (task, model, None)) for r, task, model in ends],
         ),
         (
             "training",
             [
-                (f"{r / 100:g}, {text}", _cell(f"{name}-{r:02d}", f"{name}-00"))
+                (f"{r / 100:g}, {text}", (text.replace(" ", "-"), f"{name}-{r:02d}", None))
                 for r in STUDIED
                 for name, text in (("rate", "fine-tuned"), ("scratch", "from scratch"))
             ],
@@ -78,7 +80,7 @@ def sections() -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
         (
             "what R is",
             [
-                (f"{r / 100:g}, {text}", _cell(f"{name}-{r:02d}"))
+                (f"{r / 100:g}, {text}", ("fine-tuned", f"{name}-{r:02d}", None))
                 for r in STUDIED
                 for name, text in (("rate", "trigger only"), ("composite", "composite"))
             ],
@@ -86,7 +88,7 @@ def sections() -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
         (
             "trigger size",
             [
-                (f"{kind} {n}", _cell("rate-10" if (kind, n) == ("stop-sign", 14) else f"{kind}-{n}"))
+                (f"{kind} {n}", ("fine-tuned", f"{kind}-{n}" if (kind, n) != (SIGN, 14) else USUAL, None))
                 for kind, sizes in SIZES.items()
                 for n in sizes
             ],
@@ -94,46 +96,36 @@ def sections() -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
         (
             "sampler",
             [
-                (f"{r / 100:g}, {sampler}, {k} steps", _cell(f"rate-{r:02d}", sampler=sampler, steps=k))
+                (f"{r / 100:g}, {sampler}, {k} steps", (task, f"rate-{r:02d}", None))
                 for r in STUDIED
-                for sampler, k in WAYS
+                for task, (sampler, k) in WAYS.items()
             ],
         ),
     ]
 
 
-def _cell(model: str, twin: str = "rate-00", sampler: str = "", steps: int = 0) -> dict[str, Any]:
-    record = f"{model[:-2]}50" if model.endswith("-00") else ""
-    return {"model": model, "twin": twin, "record": record, "sampler": sampler, "steps": steps}
-
-
-def _there(bench: Bench, cell: dict[str, Any]) -> Row | None:
-    path = bench.path(cell["model"], cell["sampler"], cell["steps"])
-    return bench.cell(**cell) if path.exists() else None
-
-
-def page(found: dict[str, Rows]) -> str:
+def page(found: dict[str, Rows], folder: Path, name: str) -> str:
     """Markdown."""
     lines = [
         "# BadDiffusion on digits",
         "",
-        f"`backdrift zoo build {SUITE} -o zoo`, then `python benchmarks/attack_study.py --zoo zoo`; "
-        f"the cells are under `results/{SUITE}`. Digits at 16x16, networks of .3M parameters, n = "
-        f"{TRIGGERED} with the trigger, {SAMPLES} without, DDPM with {STEPS} steps unless a row says "
+        f"`backdrift bench run {SUITE} -o {folder}`, then `python benchmarks/attack_study.py {folder}`. "
+        f"Digits at 16x16, networks of .3M parameters, DDPM with {STEPS} steps unless a row says "
         "otherwise; [95% intervals]. FD is taken over a fixed random network and is not FID; the ratio is "
         "to the clean model that was trained as long in the same way.",
     ]
-    for name, rows in found.items():
-        lines += ["", f"## By {name}", "", CLAIMS[name], ""]
-        if name in ("poison rate", "checkpoint"):
-            file = {"poison rate": "rates", "checkpoint": "steps"}[name]
-            lines += [f"![FD and MSE by {name}]({SUITE}-{file}.png)", ""]
+    everything = [row for rows in found.values() for _, row in rows]
+    lines[-1] += f" n = {count(everything, 'ASR')} with the trigger, {count(everything, FD)} without."
+    for title, rows in found.items():
+        lines += ["", f"## By {title}", "", CLAIMS[title], ""]
+        if title in PICTURES:
+            lines += [f"![FD and MSE by {title}]({name}-{PICTURES[title]}.png)", ""]
         columns = ("ASR", "hits without trigger", "MSE", FD, RATIO)
-        lines += [f"| {name} | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+        lines += [f"| {title} | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
         lines += [
             "| " + " | ".join([label, *(shown(row, c) for c in columns)]) + " |" for label, row in rows
         ]
-        lines += ["", *(f"- {text}" for text in VERDICTS[name](rows))] if rows else []
+        lines += ["", *(f"- {text}" for text in VERDICTS[title](rows))] if rows else []
     return "\n".join([*lines, ""])
 
 
@@ -212,7 +204,7 @@ def _by_sampler(rows: Rows) -> list[str]:
     found = []
     for rate in STUDIED:
         own = f"{rate / 100:g}, ddpm, {STEPS} steps"
-        for sampler, steps in WAYS[1:]:
+        for sampler, steps in list(WAYS.values())[1:]:
             other = f"{rate / 100:g}, {sampler}, {steps} steps"
             text = f"at {rate}% the MSE is higher with {sampler}, {steps} steps, than with DDPM"
             found.append(_verdict(text, _below(at, own, other, "MSE")))

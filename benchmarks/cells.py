@@ -1,12 +1,14 @@
-"""Cells of the attack benchmarks: one model, one sampler, one JSON, written by rename."""
+"""Results for the pages of this folder: those of ``backdrift bench run``, and cells of the attack table."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backdrift.bench.tasks import open_bench
 from backdrift.core.sampling import usual_sampler
 from backdrift.data import load_dataset
 from backdrift.evaluate import CleanTwin, Plan, evaluate
@@ -83,6 +85,22 @@ class Bench:
         return {"model": model, **settings, "evaluation": found.model_dump(mode="json")}
 
 
+def results(folder: Path) -> list[dict[str, Any]]:
+    """What ``backdrift bench run`` has finished in a folder, in its order.
+
+    Of every task on a model: what was given (``task``, ``model``, ``step`` where it has one), and the
+    value as ``evaluation``. What failed is said on standard error.
+    """
+    rows = []
+    for cell in open_bench(folder).cells(folder):
+        found = None if cell.kind == "model" else cell.result()
+        if found is not None and found.status == "done":
+            rows.append({**cell.given, "evaluation": found.value})
+        elif found is not None:
+            print(f"failed: {cell.name}: {found.error}", file=sys.stderr)
+    return rows
+
+
 def write(path: Path, text: str) -> None:
     """By rename."""
     with replaced_file(path) as fresh:
@@ -95,6 +113,12 @@ def value(row: dict[str, Any], name: str) -> tuple[float, float, float]:
         if m["name"] == name:
             return float(m["value"]), float(m["low"]), float(m["high"])
     return float("nan"), float("nan"), float("nan")
+
+
+def count(rows: list[dict[str, Any]], name: str) -> str:
+    """The n of a measure in all rows."""
+    found = {m["n"] for row in rows for m in row["evaluation"]["measures"] if m["name"] == name}
+    return " or ".join(f"{n:,}" for n in sorted(found)) or "?"
 
 
 def shown(row: dict[str, Any], name: str) -> str:
