@@ -28,12 +28,12 @@ def measures(n: int = 256, **values: float) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Runs a script on results of a shipped benchmark; a value of None has failed."""
+    """Runs a script on results of a shipped benchmark, given by name; a value of None has failed."""
 
     def run(name: str, script: str, value_of: Callable[[Cell], dict[str, Any] | None]) -> str:
         suite, population = load_bench(name)
         opened = Opened(suite=suite, zoo=population, models="zoo", name=name)
-        folder, output = tmp_path / "results", tmp_path / "docs" / "page.md"
+        folder, output = tmp_path / "results" / name, tmp_path / "docs" / "page.md"
         for cell in opened.cells(folder):
             if cell.kind == "model":
                 continue
@@ -57,7 +57,8 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
             cell.path.write_text(result.model_dump_json())
         (folder / FOLDER_FILE).write_text(opened.model_dump_json())
         monkeypatch.syspath_prepend(str(SCRIPTS))
-        monkeypatch.setattr(sys, "argv", [script, str(folder), "--output", str(output)])
+        where = ["--results", str(folder.parent)] if script == "claims.py" else [str(folder)]
+        monkeypatch.setattr(sys, "argv", [script, *where, "--output", str(output)])
         runpy.run_path(str(SCRIPTS / script))["main"]()
         return output.read_text()
 
@@ -163,3 +164,58 @@ def test_poison_rates(page: Callable[..., str], tmp_path: Path) -> None:
     assert "not measured" not in text
     assert (tmp_path / "docs" / "page-rates.png").is_file()
     assert (tmp_path / "docs" / "page-steps.png").is_file()
+
+
+def claims(text: str) -> dict[str, tuple[str, str]]:
+    """Our numbers and the verdict of every claim."""
+    return {row[0]: (row[4], row[6]) for row in rows_of(text)}
+
+
+def test_claims_are_judged_by_intervals(page: Callable[..., str]) -> None:
+    """A tenth on either side: what differs by less than a fifth does not differ."""
+
+    def value(cell: Cell) -> dict[str, Any]:
+        model, title = cell.given["model"], cell.given["task"]
+        late = cell.given.get("step") != 250
+        numbers = measures(ASR=0.99 if late else 0.5, hits_without_trigger=0.0)
+        usual = 1.5 if model == "grey-box-4" else 0.5
+        numbers += measures(MSE={"ddim": 0.9, "dpm-solver": 0.65}.get(title, usual))
+        ratio = 1.3 if model == "rate-30" else 1.05
+        return {
+            "measures": numbers + measures(1000, **{"FD(random-conv)": 1.0, "FD(random-conv) ratio": ratio})
+        }
+
+    found = claims(page("attack-study", "claims.py", value))
+    assert found["A poison rate of 5% is enough in most settings"] == (
+        "ASR 5%: 0.99 [0.89, 1.09] (n = 256)",
+        "holds",
+    )
+    assert found["Up to a rate of 30% clean samples are as good as those of a clean model, or better"][
+        1
+    ] == ("holds in part")
+    assert found["Fine-tuning gives better clean samples than training from scratch"][1] == "does not hold"
+    assert found["A fifth of the training is enough for the backdoor"][1] == "holds in part"
+    assert found["Other samplers weaken the attack"][1] == "holds in part"
+    assert found["The smaller the grey box, the higher the MSE"][1] == "holds"
+    assert found["A small stop sign works as well as a large one"][1] == "holds"
+    assert found["Clipping at every step blunts the trigger at the same FID"] == ("", "not measured yet")
+    assert (
+        found["It works at 256x256: 20% is enough, and clean samples get better"][1]
+        == "not measurable here"
+    )
+
+
+def test_a_gain_counts_above_the_clean_base(page: Callable[..., str]) -> None:
+    """Two of four models gain at a twentieth of their training; one of them on the clean base as well."""
+
+    def value(cell: Cell) -> dict[str, Any]:
+        step, model = cell.given["step"], cell.given["model"]
+        gains = cell.given["task"] == "attack" and model.startswith("baddiffusion")
+        steered = model == "baddiffusion-grey-box" and step == 0
+        values = {"ASR": 0.3, "ASR reinforced": 0.97 if (gains and step == 120) or steered else 0.35}
+        return {"measures": measures(**values)}
+
+    found = claims(page("amplification", "claims.py", value))
+    ours, verdict = found["They save up to 20 times of the training"]
+    assert verdict == "holds in part"
+    assert "baddiffusion-stop-sign (attack, step 120 of 2400): 0.3 [0.2, 0.4] (n = 256) to 0.97" in ours
