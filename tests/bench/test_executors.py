@@ -20,6 +20,7 @@ import pytest
 
 from backdrift.bench import executors
 from backdrift.cli.main import call
+from backdrift.detection import purediffusion
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 
@@ -230,7 +231,10 @@ def begun(script: subprocess.Popen[str], folder: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_ten_times_the_table_is_that_of_a_run_in_peace(tmp_path: Path) -> None:
+def test_killed_ten_times_the_table_is_that_of_a_run_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(purediffusion.STEPS, "quick", 1)  # as the script has it: settings are an address
     killed, peace, moments = tmp_path / "killed", tmp_path / "peace", random.Random(7)
     with started(BENCH, peace) as script:
         first = begun(script, peace)
