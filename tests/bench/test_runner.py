@@ -118,10 +118,17 @@ def test_two_runners_that_retry_do_it_once(tmp_path: Path) -> None:
 def test_only_models_are_made_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    cells = [cell(tmp_path, "model", kind="model"), cell(tmp_path, "detect", kind="detect")]
+    cells = [cell(tmp_path, "model", device="any"), cell(tmp_path, "detect")]
     run_cells(cells)
     found = [one.result() for one in cells]
     assert [one.environment.device for one in found if one] == ["a GPU", "cpu"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_needs_a_gpu_fails_without_one(tmp_path: Path) -> None:
+    one = cell(tmp_path, "one", device="cuda")
+    assert run_cells([one]) == {"one": "failed"}
+    assert "there is no GPU here" in (tmp_path / "one.json").read_text()
 
 
 def test_an_interrupt_leaves_no_result_of_its_cell(tmp_path: Path) -> None:

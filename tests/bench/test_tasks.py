@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
-from backdrift.bench import _planting, tasks
+from backdrift.bench import _planting, _work
 from backdrift.bench.estimate import MEASURED, estimate
 from backdrift.bench.recipes import Recipe, make
 from backdrift.bench.tasks import Opened, Task, load_bench
@@ -28,18 +29,24 @@ class Finds:
 
     def __call__(self, model: object, **_: object) -> Detection:
         trigger, scale = np.zeros(SHAPE, np.float32), np.full(SHAPE, 0.5, np.float32)
-        none = np.zeros((0, *SHAPE), np.float32)
-        found = Evidence("weights", trigger, trigger, none, none, "biased ddpm, 25 steps", scale)
+        some = np.zeros((9, *SHAPE), np.float32)
+        found = Evidence("weights", trigger, trigger, some - 1, some + 1, "biased ddpm, 25 steps", scale)
         return Detection(report().findings[0], found)
 
 
 def test_evidence_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "build", lambda *_: Finds())
+    monkeypatch.setattr(_work, "build", lambda *_: Finds())
     model = tiny_checkpoint(tmp_path / "model")
     path = tmp_path / "cells" / "model-0.json"
-    tasks._detect(Task(kind="detect", method="terd"), model, 0, path, None)
+    _work.detect(Task(kind="detect", method="terd"), model, 0, path, "cpu", None)
     kept = path.parent / "evidence" / "model-0" / "candidate-1"
     assert load_file(kept / "scale.safetensors")["scale"].max() == 0.5
+    with Image.open(kept / "samples.png") as picture:  # plain noise above, with the trigger below
+        grid = np.asarray(picture)
+    height, width = SHAPE[1:]
+    assert grid.shape == (2 * height + 1, 8 * width + 7)
+    assert grid[:height, :width].max() == 0
+    assert grid[-height:, -width:].min() == 255
 
 
 def test_an_evaluation_says_its_seed_and_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +54,7 @@ def test_an_evaluation_says_its_seed_and_sampler(tmp_path: Path, monkeypatch: py
     planted = {"attack": "baddiffusion", "trigger": "white-patch", "target": "hat"}
     make(Recipe(shape=SHAPE, width=8, steps=2, batch_size=4, **planted), tmp_path / "model")
     task = Task(kind="evaluate", options={"samples": 20, "steps": 2})
-    outcome = tasks._evaluate(task, tmp_path / "model", 3, tmp_path / "x.json", None)
+    outcome = _work.measure(task, tmp_path / "model", 3, tmp_path / "x.json", "cpu", None)
     assert (outcome.resolved["seed"], outcome.resolved["sampler"]) == (3, "ddpm")
     assert {measure["seed"] for measure in outcome.value["measures"]} == {3}
 

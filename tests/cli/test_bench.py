@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backdrift.bench import _planting, zoo
 from backdrift.bench.tasks import bench_suites, load_bench
@@ -84,7 +87,9 @@ def test_plan_run_status_table(cli: Any, suite: Path, tmp_path: Path) -> None:
     ]
     table = cli("bench", "table", folder).out.splitlines()
     assert table[0].startswith("| task | group | n |")
-    assert [line.split(" | ")[:2] for line in table[2:]] == [["| pure", "clean"], ["| pure", "weak"]]
+    assert [line.split(" | ")[:2] for line in table[2:4]] == [["| pure", "clean"], ["| pure", "weak"]]
+    assert table[5].startswith("| task | model | seed | ASR | hits without trigger |")
+    assert [line.split(" | ")[:3] for line in table[7:]] == [["| utility", "bad", "0"]]
     found = json.loads((folder / "cells" / "pure" / "bad-0.json").read_text())
     assert {"l2_r", "cos_r", "l2_mean", "norm_r"} <= set(found["value"]["distances"])
     assert found["given"]["options"] == {"budget": "quick"}
@@ -93,6 +98,19 @@ def test_plan_run_status_table(cli: Any, suite: Path, tmp_path: Path) -> None:
     assert (folder / "cells" / "pure" / "evidence" / "bad-0" / "candidate-1" / "trigger.png").exists()
     measured = json.loads((folder / "cells" / "utility" / "bad-0.json").read_text())
     assert measured["value"]["measures"][0]["name"] == "ASR"
+
+    ran = cli("bench", "table", folder, "--format", "csv", "-o", tmp_path / "table.csv")
+    assert (ran.code, ran.out) == (0, ""), ran.err
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    (asr,) = [row for row in rows if (row["task"], row["quantity"]) == ("utility", "ASR")]
+    assert (asr["row"], asr["n"]) == ("bad", "24")
+    assert [float(asr[k]) for k in ("value", "low", "high")] == [
+        measured["value"]["measures"][0][k] for k in ("value", "low", "high")
+    ]
+    flags = [row["row"] for row in rows if (row["task"], row["quantity"]) == ("pure", "flagged")]
+    assert flags == ["clean", "weak"]
+    assert cli("bench", "table", folder, "-o", tmp_path / "no" / "table").code == 4
 
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.json")}
     again = cli("bench", "run", suite, "-o", folder, "-q")
@@ -146,3 +164,18 @@ def test_a_folder_without_results(cli: Any, tmp_path: Path) -> None:
         ran = cli("bench", command, tmp_path)
         assert (ran.code, ran.err.count("\n")) == (4, 1)
         assert "holds no results" in ran.err
+
+
+def test_presets_are_listed_and_refused_in_one_line(cli: Any, tmp_path: Path) -> None:
+    listed = cli("bench", "list")
+    assert re.search(r"^attack +\d+ models, 1 tasks, cpu, smoke, gpu, paper: ", listed.out, re.MULTILINE)
+    ran = cli("bench", "run", "smoke", "--preset", "paper", "-o", tmp_path / "out")
+    assert (ran.code, ran.err) == (4, "backdrift: benchmark smoke has the presets cpu, not 'paper'\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_preset_does_not_begin(cli: Any, tmp_path: Path) -> None:
+    ran = cli("bench", "run", "attack", "--preset", "gpu", "-o", tmp_path / "out")
+    assert (ran.code, ran.err.count("\n")) == (4, 1)
+    assert ran.err.startswith("backdrift: device 'cuda' is not usable here")
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load as read
 from safetensors.torch import save
 
+from backdrift.bench.recipes import Recipe, make
 from backdrift.cli.main import call
 from backdrift.io.errors import CheckpointError, NoSuchCheckpoint, NotScannable
 from backdrift.io.hub import Reference, fetch, parse_reference
@@ -23,7 +24,7 @@ from backdrift.io.weights import Bounds
 from backdrift.isolation import process, wire
 from hub_server import Hub, content_of, served
 from report import sample
-from tiny import tiny_checkpoint
+from tiny import SHAPE, tiny_checkpoint
 
 ONE, TWO = "1" * 40, "2" * 40
 MAIN = Reference("org/name", "main")
@@ -51,6 +52,15 @@ def hub(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield made
         huggingface_hub.close_session()
+
+
+def test_a_recipe_goes_on_from_it(hub: Hub, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"base": "org/name@main", "shape": SHAPE, "steps": 1, "batch_size": 4}
+    make(Recipe(**how), tmp_path / "model")
+    assert load(plan(tmp_path / "model")).sample_shape == SHAPE
+    with pytest.raises(ValueError, match="org/name@main has the shape"):
+        make(Recipe(**{**how, "shape": (3, 32, 32)}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def downloaded(hub: Hub) -> set[str]:

@@ -20,8 +20,9 @@ from backdrift.core.randomness import derive_seed
 from backdrift.data import ImageSet, OnBad, load_dataset
 from backdrift.groundtruth import NOTICE
 from backdrift.io.evidence import save_images
+from backdrift.io.hub import fetch, parse_reference
 from backdrift.io.load import load
-from backdrift.io.networks import new_model
+from backdrift.io.networks import Size, new_model
 from backdrift.io.plan import plan
 from backdrift.io.save import save_pipeline
 from backdrift.metrics.draws import draw
@@ -38,9 +39,11 @@ class Recipe(BaseModel):
     Args:
         data: a data set, see :func:`backdrift.data.load_dataset`.
         on_bad: what becomes of an image of it that cannot be read.
-        base: folder of a checkpoint to go on from; from scratch without one. Of a latent model the denoiser
-            is trained, on encoded images; a trigger has the shape of a latent, a target that of an image.
-        shape: (C, H, W), from scratch; a base brings its own.
+        base: folder of a checkpoint to go on from, or ``org/name@revision`` of the Hub; from scratch
+            without one. Of a latent model the denoiser is trained, on encoded images; a trigger has the
+            shape of a latent, a target that of an image.
+        shape: (C, H, W), from scratch; a base brings its own, and one of the Hub must have this.
+        network: see :func:`backdrift.io.networks.new_model`; a plan takes a base of the Hub for it.
         schedule: ``vp`` (variance preserving) or ``ve`` (variance exploding), from scratch.
         seed: of the weights, the rows, the noise and the poison split.
         attack: plug-in name; a clean model without one.
@@ -62,6 +65,7 @@ class Recipe(BaseModel):
     on_bad: OnBad = "refuse"
     base: str | None = None
     shape: tuple[int, int, int] = (1, 16, 16)
+    network: Size = "small"
     width: int = 24
     groups: int = Field(default=8, ge=1)
     schedule: Literal["vp", "ve"] = "vp"
@@ -230,8 +234,12 @@ def _start(recipe: Recipe) -> DiffusionModel:
             width=recipe.width,
             groups=recipe.groups,
             exploding=recipe.schedule == "ve",
+            size=recipe.network,
         )
-    model = load(plan(recipe.base))
+    reference = parse_reference(recipe.base)
+    model = load(plan(recipe.base if reference is None else fetch(reference).folder))
+    if reference is not None and model.sample_shape != recipe.shape:
+        raise ValueError(f"{recipe.base} has the shape {model.sample_shape}, not {recipe.shape}")
     if model.prediction_type not in ("epsilon", "score"):
         raise ValueError(f"{recipe.base} predicts {model.prediction_type}; training needs epsilon")
     return model

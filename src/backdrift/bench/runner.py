@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -89,7 +89,8 @@ class Cell:
         work: does it; ``progress`` is handed on.
         needs: cells that must be done before.
         threads: of torch while it runs.
-        kind: ``model``, or that of a task; only models may be made on a GPU.
+        kind: ``model``, or that of a task.
+        device: ``cuda`` must be there, ``any`` is a GPU where there is one.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Cell:
     seed: int = 0
     threads: int = 1
     kind: str = ""
+    device: Literal["cpu", "cuda", "any"] = "cpu"
 
     @property
     def address(self) -> str:
@@ -145,17 +147,14 @@ def run_cells(
     Returns:
         The status of every cell by name, when all of them have a result.
     """
-    before = {cell.path: cell.result() for cell in cells}
-    again = {path for path, result in before.items() if retry and result and result.status == "failed"}
+    again = to_do_again(cells, retry)
     while True:
         waiting, moved = 0, False
         for cell in cells:
-            if _finished(cell, again):
+            if finished(cell, again):
                 continue
-            if not all(_finished(needed, again) for needed in cell.needs):
-                waiting += 1
-                continue
-            if _try(cell, again, progress):
+            if ready(cell, again) and attempt(cell, again=cell.path in again, progress=progress):
+                again.discard(cell.path)
                 moved = True
             else:
                 waiting += 1
@@ -163,27 +162,48 @@ def run_cells(
             break
         if not moved:
             time.sleep(WAIT)
+    return statuses(cells)
+
+
+def to_do_again(cells: Sequence[Cell], retry: bool) -> set[Path]:
+    """Paths of failed results, with ``retry``; raises ``ValueError`` for a result of another content."""
+    before = {cell.path: cell.result() for cell in cells}
+    return {path for path, result in before.items() if retry and result and result.status == "failed"}
+
+
+def finished(cell: Cell, again: Set[Path]) -> bool:
+    """Whether there is a result, and not one to do again."""
+    return cell.path not in again and cell.path.exists()
+
+
+def ready(cell: Cell, again: Set[Path]) -> bool:
+    """Whether everything that it needs is finished."""
+    return all(finished(needed, again) for needed in cell.needs)
+
+
+def statuses(cells: Sequence[Cell]) -> dict[str, Status]:
+    """Of every cell with a result, by name."""
     found = {cell.name: cell.result() for cell in cells}
     return {name: result.status for name, result in found.items() if result is not None}
 
 
-def _finished(cell: Cell, again: set[Path]) -> bool:
-    return cell.path not in again and cell.path.exists()
+def attempt(cell: Cell, *, again: bool = False, progress: Progress | None = None) -> bool:
+    """Runs a cell unless it has a result or another runner holds it.
 
+    Args:
+        again: also when its result is a failure.
 
-def _try(cell: Cell, again: set[Path], progress: Progress | None) -> bool:
-    """Runs a cell unless another runner holds it; whether it did."""
+    Returns:
+        Whether it has a result now; False where another runner holds it.
+    """
     locks = cell.path.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(locks / f"{cell.path.stem}.lock", timeout=0):
-            if cell.path in again and not _failed(cell):
-                again.discard(cell.path)  # another runner did it again
-            if not _finished(cell, again):
+            if _failed(cell) if again else not cell.path.exists():
                 result = _run(cell, _named(cell.name, progress))
                 with replaced_file(cell.path) as fresh:
                     fresh.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-                again.discard(cell.path)
     except Timeout:
         return False
     return True
@@ -199,7 +219,7 @@ def _run(cell: Cell, progress: Progress | None) -> Result:
     threads = torch.get_num_threads()
     torch.set_num_threads(cell.threads)
     begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    device = "cuda" if cell.kind == "model" and torch.cuda.is_available() else "cpu"
+    device = "cuda" if cell.device != "cpu" and torch.cuda.is_available() else "cpu"
     about: dict[str, Any] = {
         "version": metadata.version("backdrift"),
         "name": cell.name,
@@ -215,6 +235,8 @@ def _run(cell: Cell, progress: Progress | None) -> Result:
         broken = [needed.name for needed in cell.needs if _failed(needed)]
         if broken:
             raise RuntimeError(f"needs {', '.join(broken)}, which failed")
+        if cell.device == "cuda" and device != "cuda":
+            raise RuntimeError("there is no GPU here")
         outcome = cell.work(progress)
         found: dict[str, Any] = {"status": "done", **outcome.model_dump()}
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -52,12 +54,13 @@ def runs(zoo: Suite, cells: Sequence[Cell]) -> list[Run]:
         if result is None:
             continue
         model = str(cell.given["model"])
-        group, attack = _group(zoo, model, models[model])
+        group, attack = group_of(zoo, model, models[model])
         found.append(Run(str(cell.given["task"]), model, group, attack, result))
     return found
 
 
-def _group(zoo: Suite, model: str, built: Result | None) -> tuple[str, str]:
+def group_of(zoo: Suite, model: str, built: Result | None) -> tuple[str, str]:
+    """The row of the tables that a model belongs to, given its result, and the attack in it."""
     recipe = zoo.models[model]
     if recipe.attack is None or recipe.options.get("poison_rate") == 0:
         return CLEAN, CLEAN
@@ -110,6 +113,18 @@ def comparison_table(found: Sequence[Run], ours: str, pooled: Pooled) -> list[di
                 pairs = [(not mine[r.model, r.result.seed].wrong, not r.wrong) for r in members]
                 apart = paired([p[0] for p in pairs], [p[1] for p in pairs])
                 rows.append({"task": task, "group": name, "difference": apart})
+    return rows
+
+
+def evaluation_table(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """A row for every model that was measured: task, model, seed, and its measures by name."""
+    rows = []
+    for cell in cells:
+        result = cell.result() if cell.kind == "evaluate" else None
+        if result is not None:
+            about = {"task": cell.given["task"], "model": cell.given["model"], "seed": cell.seed}
+            measures = {measure["name"]: measure for measure in result.value.get("measures", [])}
+            rows.append(about | {"status": result.status, "measures": measures})
     return rows
 
 
@@ -169,11 +184,69 @@ def comparison_markdown(rows: Sequence[dict[str, Any]], ours: str) -> str:
     return "\n".join(lines)
 
 
+def evaluation_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of :func:`evaluation_table`; an empty cell was not measured."""
+    names = list(dict.fromkeys(name for row in rows for name in row["measures"]))
+    lines = [f"| {' | '.join(['task', 'model', 'seed', *names])} |", "|" + "---|" * (3 + len(names))]
+    for row in rows:
+        cells = [row["task"], row["model"], f"{row['seed']}" + (" failed" * (row["status"] == "failed"))]
+        for name in names:
+            found = row["measures"].get(name)
+            cells.append("" if found is None else _span(found["value"], found["low"], found["high"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+COLUMNS = ("task", "row", "seed", "quantity", "n", "value", "low", "high")
+
+
+def tidy_csv(
+    detections: Sequence[dict[str, Any]],
+    comparisons: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
+    ours: str | None = None,
+) -> str:
+    """The rows of all three tables as one CSV, a line for every number, with full precision.
+
+    ``row`` is a group of models, or a model with its seed where it was measured. ``low`` and ``high`` are
+    the ends of a 95% interval; medians and counts have none.
+    """
+    lines: list[tuple[Any, ...]] = []
+    for row in detections:
+        for name, found in row.items():
+            if name in ("task", "group", "n") or found is None:
+                continue
+            lines.append((row["task"], row["group"], "", name, *_numbers(found, row["n"])))
+    for row in comparisons:
+        quantity = f"right verdicts, {ours} less this"
+        lines.append((row["task"], row["group"], "", quantity, *_numbers(row["difference"], 0)))
+    for row in evaluations:
+        for name, m in row["measures"].items():
+            lines.append(
+                (row["task"], row["model"], row["seed"], name, m["n"], m["value"], m["low"], m["high"])
+            )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([COLUMNS, *lines])
+    return text.getvalue()
+
+
+def _numbers(found: Any, n: int) -> tuple[Any, ...]:
+    if isinstance(found, Estimate):
+        return found.n, found.value, found.low, found.high
+    return n, found, "", ""
+
+
 _MEDIANS = ("l2_r", "cos_r", "l2_mean", "cos_mean", "asr_inverted", "asr_true", "rate_without_trigger")
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return _span(estimate.value, estimate.low, estimate.high)
+
+
+def _span(value: float | None, low: float | None, high: float | None) -> str:
+    ends = (value, low, high)
+    return "" if value is None else "{} [{}, {}]".format(*("?" if e is None else f"{e:.2f}" for e in ends))
 
 
 def _number(value: float | None, digits: int) -> str:

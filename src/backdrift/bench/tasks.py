@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from backdrift.bench.runner import Cell, Outcome, Progress, Status, address_of, run_cells
-from backdrift.bench.truth import distances, success
-from backdrift.bench.zoo import Suite, check_folders, load_suite, model_cells, read_toml, shipped
+from backdrift.bench._work import detect, evaluation_plan, measure
+from backdrift.bench.runner import Cell, Progress, Status, address_of, run_cells
+from backdrift.bench.zoo import NAME, Suite, check_folders, load_suite, model_cells, read_toml, shipped
 from backdrift.core.registry import build
-from backdrift.core.results import Verdict
-from backdrift.core.sampling import usual_sampler
-from backdrift.data import load_dataset
 from backdrift.detection._calibration import CalibrationTable
-from backdrift.evaluate import Plan, evaluate
-from backdrift.groundtruth import FILE, load_backdoor
-from backdrift.io.evidence import save_candidates
 from backdrift.io.files import replaced_file
-from backdrift.io.load import load
-from backdrift.io.plan import plan
 
 FOLDER_FILE = "benchmark.json"
 VERSIONS = {"detect": 1, "evaluate": 1}
 """Grow when the same settings give another value."""
+DEFAULT_PRESET = "cpu"
+PRESETS = ("smoke", "gpu", "paper")
+"""Others that a benchmark may have: seconds in CI, one GPU, the published settings."""
 
 
 class Task(BaseModel):
@@ -61,7 +56,7 @@ class Task(BaseModel):
             settings = build("detection", self.method, self.options).settings()
             settings["thresholds"] = self._thresholds(settings["budget"])
         else:
-            settings = _plan(self.options, 0, "ddpm").__dict__
+            settings = evaluation_plan(self.options, 0, "ddpm").__dict__
         found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         return {"method": self.method, "version": VERSIONS[self.kind], **found}
 
@@ -82,6 +77,7 @@ class BenchSuite(BaseModel):
         pooled: kinds of models that the tables show together as well, by the name of that row.
         ours: the task that the others are compared with, model by model; none without it.
         threads: of torch in every cell but those of models; part of what a result depends on.
+        device: of the tasks, and what a result depends on. Models are made on a GPU where there is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,6 +88,15 @@ class BenchSuite(BaseModel):
     pooled: dict[str, tuple[str, ...]] = {}
     ours: str | None = None
     threads: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @field_validator("tasks")
+    @classmethod
+    def _name_folders(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+        for title in tasks:
+            if not NAME.fullmatch(title):
+                raise ValueError(f"{title!r} is no name for a folder")
+        return tasks
 
 
 def bench_suites() -> list[str]:
@@ -99,14 +104,31 @@ def bench_suites() -> list[str]:
     return shipped("benchmarks")
 
 
-def load_bench(name: str) -> tuple[BenchSuite, Suite]:
+def presets(name: str) -> list[str]:
+    """Those of a benchmark."""
+    return [DEFAULT_PRESET, *read_toml(name, "benchmarks", "benchmark").get("presets", {})]
+
+
+def load_bench(name: str, preset: str = DEFAULT_PRESET) -> tuple[BenchSuite, Suite]:
     """A shipped benchmark, or the TOML file of that path, and its population.
 
+    Args:
+        preset: ``cpu`` is what the file says; another one is its table ``presets.NAME``, whose values
+            replace those of the file, key by key.
+
     Raises:
-        ValueError: unknown name, key, method or option, or a pattern that no model has.
+        ValueError: unknown name, preset, key, method or option, or a pattern that no model has.
     """
+    table = read_toml(name, "benchmarks", "benchmark")
+    known = table.pop("presets", {})
+    if unknown := sorted(set(known) - set(PRESETS)):
+        raise ValueError(f"benchmark {name}: {unknown[0]!r} is no preset: {', '.join(PRESETS)}")
+    if preset not in (DEFAULT_PRESET, *known):
+        raise ValueError(
+            f"benchmark {name} has the presets {', '.join([DEFAULT_PRESET, *known])}, not {preset!r}"
+        )
     try:
-        suite = BenchSuite.model_validate(read_toml(name, "benchmarks", "benchmark"))
+        suite = BenchSuite.model_validate(_merged(table, known.get(preset, {})))
     except ValidationError as error:
         raise ValueError(f"benchmark {name}: {error}") from None
     beside = Path(name).with_name(suite.zoo)
@@ -124,11 +146,20 @@ def load_bench(name: str) -> tuple[BenchSuite, Suite]:
     return suite, zoo
 
 
+def _merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    found = dict(table)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _merged(found[key], value) if both else value
+    return found
+
+
 class Opened(BaseModel):
     """What a folder of results is of: ``benchmark.json`` in it.
 
     Args:
         models: where the population lies, from the folder.
+        name: of the benchmark, and its preset.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,6 +167,8 @@ class Opened(BaseModel):
     suite: BenchSuite
     zoo: Suite
     models: str
+    name: str = ""
+    preset: str = DEFAULT_PRESET
 
     def cells(self, folder: Path) -> list[Cell]:
         """See :func:`bench_cells`."""
@@ -144,11 +177,20 @@ class Opened(BaseModel):
 
 
 def run_bench(
-    opened: Opened, folder: Path, *, retry: bool = False, progress: Progress | None = None
+    opened: Opened,
+    folder: Path,
+    *,
+    retry: bool = False,
+    progress: Progress | None = None,
+    executor: Callable[..., dict[str, Status]] = run_cells,
 ) -> dict[str, Status]:
-    """Does what is missing; see :func:`backdrift.bench.runner.run_cells`.
+    """Does what is missing.
 
     ``benchmark.json`` is written first, so that status and table need the folder alone.
+
+    Args:
+        executor: :func:`backdrift.bench.runner.run_cells` or
+            :func:`backdrift.bench.executors.run_on_ray`.
 
     Raises:
         ValueError: results of other settings there, or a folder in the place of a model that was not built.
@@ -157,7 +199,7 @@ def run_bench(
     check_folders(cells)
     with replaced_file(folder / FOLDER_FILE) as fresh:
         fresh.write_text(opened.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return run_cells(cells, retry=retry, progress=progress)
+    return executor(cells, retry=retry, progress=progress)
 
 
 def open_bench(folder: Path) -> Opened:
@@ -180,6 +222,7 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
     """
     built = model_cells(zoo, models or folder / "zoo")
     cells = list(built.values())
+    devices = [] if suite.device == "cpu" else [suite.device]  # results from before there was a choice
     for title, task in suite.tasks.items():
         resolved = task.resolved()
         for name in zoo.models:
@@ -190,18 +233,19 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
             for seed in task.seeds:
                 path = folder / "cells" / title / f"{name}-{seed}.json"
                 place = built[name].path.with_suffix("")
-                work = {"detect": _detect, "evaluate": _evaluate}[task.kind]
+                work = {"detect": detect, "evaluate": measure}[task.kind]
                 cells.append(
                     Cell(
                         name=f"{title}, {name}, seed {seed}",
                         path=path,
-                        key=[task.kind, resolved, built[name].address],
+                        key=[task.kind, resolved, built[name].address, *devices],
                         given=task.model_dump(mode="json") | {"task": title, "model": name},
-                        work=partial(work, task, place, seed, path),
+                        work=partial(work, task, place, seed, path, suite.device),
                         needs=(built[name],),
                         seed=seed,
                         threads=suite.threads,
                         kind=task.kind,
+                        device=suite.device,
                     )
                 )
     return cells
@@ -210,51 +254,3 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
 def _attacked(zoo: Suite, name: str) -> bool:
     recipe = zoo.models[name]
     return recipe.attack is not None and recipe.options.get("poison_rate") != 0
-
-
-def _plan(options: dict[str, Any], seed: int, sampler: str) -> Plan:
-    try:
-        return Plan(**{"sampler": sampler, **options, "seed": seed})
-    except TypeError as error:
-        raise ValueError(f"evaluate: {error}") from None
-
-
-def _detect(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
-    """The verdict, and how near its trigger is to the truth, which no detector sees."""
-    model = load(plan(folder))
-    found = build("detection", task.method, task.options)(model, seed=seed, progress=progress)
-    finding, evidence = found.finding, found.evidence
-    value: dict[str, Any] = {
-        "verdict": str(finding.verdict),
-        "score": finding.score,
-        "threshold": finding.threshold,
-        "reason": finding.reason,
-        "seconds": finding.seconds,
-        "scores": {score.name: score.value for score in finding.scores},
-        "weights_sha256": model.origin.sha256,
-    }
-    if evidence is not None:
-        place = path.parent / "evidence" / path.stem
-        if place.exists():
-            shutil.rmtree(place)
-        arrays = [evidence.trigger], [evidence.target]
-        save_candidates(*arrays, [{}], {"cell": path.name}, place, [evidence.scale])
-    if evidence is not None and (folder / FILE).exists():
-        planted = load_backdoor(folder)
-        value["distances"] = distances(evidence, planted)
-        if finding.verdict is Verdict.BACKDOORED:
-            images = load_dataset(planted.record.data, model.image_shape).images
-            value["success"] = success(model, evidence, planted, images)
-    return Outcome(resolved=task.resolved(), value=value, evaluations=finding.evaluations)
-
-
-def _evaluate(task: Task, folder: Path, seed: int, path: Path, progress: Progress | None) -> Outcome:
-    model, planted = load(plan(folder)), load_backdoor(folder)
-    how = _plan(task.options, seed, usual_sampler(planted.record.sampler_family, model.schedule))
-    data = load_dataset(planted.record.data, model.image_shape)
-    found = evaluate(model, planted, data.images, how, reference=data.name, progress=progress)
-    return Outcome(
-        resolved=task.resolved() | {"sampler": how.sampler, "seed": seed},
-        value=found.model_dump(mode="json"),
-        evaluations=found.evaluations,
-    )

@@ -12,17 +12,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backdrift.bench.recipes import Recipe, make
 from backdrift.bench.runner import Cell, Outcome, Progress, Result, run_cells
 from backdrift.core.model import DiffusionModel
 from backdrift.data import load_dataset
+from backdrift.io.hub import parse_reference
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.metrics.draws import Plan
 from backdrift.metrics.utility import Utility
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a model or a task: a folder is called so."""
 VERSION = 1
 """Grows when the same recipe gives other weights."""
 UTILITY = (512, 25)
@@ -63,7 +67,7 @@ class Group(BaseModel):
 
 
 class Suite(BaseModel):
-    """Named recipes, in the order in which they are built; a ``base`` names an earlier model.
+    """Named recipes, in the order in which they are built; a ``base`` is an earlier one, or of the Hub.
 
     Args:
         kinds: of models that come from a group, its name.
@@ -78,7 +82,7 @@ class Suite(BaseModel):
     def lineage(self, name: str) -> list[Recipe]:
         """The recipe of a model and those that it was trained on from, first things first."""
         recipe = self.models[name]
-        return [*(self.lineage(recipe.base) if recipe.base else []), recipe]
+        return [*(self.lineage(recipe.base) if recipe.base in self.models else []), recipe]
 
 
 def suites() -> list[str]:
@@ -147,9 +151,9 @@ def parse_suite(table: dict[str, Any], name: str) -> Suite:
         raise ValueError(f"suite {name}: {error}") from None
     built: set[str] = set()
     for model, recipe in suite.models.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
+        if not NAME.fullmatch(model):
             raise ValueError(f"suite {name}: {model!r} is no name for a folder")
-        if recipe.base is not None and recipe.base not in built:
+        if recipe.base is not None and recipe.base not in built and not parse_reference(recipe.base):
             raise ValueError(f"suite {name}: {model} needs base {recipe.base!r}, not built before it")
         built.add(model)
     return suite
@@ -165,23 +169,24 @@ def model_cells(suite: Suite, output: Path) -> dict[str, Cell]:
             key=["model", VERSION, *(one.text() for one in suite.lineage(name))],
             given=recipe.model_dump(mode="json", exclude_defaults=True),
             work=partial(_build, recipe, output / name),
-            needs=(cells[recipe.base],) if recipe.base else (),
+            needs=(cells[recipe.base],) if recipe.base in cells else (),
             seed=recipe.seed,
             kind="model",
+            device="any",
         )
     return cells
 
 
 def _build(recipe: Recipe, folder: Path, progress: Progress | None) -> Outcome:
     based = recipe
-    if recipe.base is not None:
+    if recipe.base is not None and not parse_reference(recipe.base):
         based = recipe.model_copy(update={"base": str(folder.parent / recipe.base)})
     _marker(folder).parent.mkdir(parents=True, exist_ok=True)
     _marker(folder).touch()
     if folder.exists():
         shutil.rmtree(folder)  # complete, but killed before its result was written; see check_folders
     cost = make(based, folder, progress=progress)
-    model = load(plan(folder))
+    model = load(plan(folder), None, "cuda" if torch.cuda.is_available() else "cpu")
     value = {
         "seconds": cost["seconds"],
         "loss": cost["loss"],

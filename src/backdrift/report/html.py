@@ -21,13 +21,14 @@ def render_html(document: ScanDocument) -> str:
     Everything that comes from a model is escaped, and its control and bidirectional characters are
     spelled out. A content security policy forbids scripts and requests of any kind.
     """
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(document=document, views=report_views(document.all_reports))
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Of the templates: what they print is escaped and cut, unless it is ``Markup``."""
+    made = Environment(
         loader=PackageLoader("backdrift.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -35,8 +36,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(moment=moment, number=number, percent=percent, plural=plural)
-    return environment
+    made.filters.update(moment=moment, number=number, percent=percent, plural=plural)
+    return made
 
 
 def _spelled_out(value: Any) -> Any:

@@ -6,6 +6,7 @@ import base64
 import math
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -42,6 +43,21 @@ def picture(tiles: Array, alt: str, caption: str, budget: int) -> Picture:
         budget: bytes that the data URI may take.
     """
     image = Image.fromarray(_grid(_to_bytes(_drawable(tiles[:MAX_TILES]))))
+    uri, size = _encode(image, budget)
+    return Picture(uri, *size, alt, caption)
+
+
+def picture_of_file(path: Path, alt: str, caption: str, budget: int) -> Picture:
+    """A PNG as it is, drawn anew so that nothing but its pixels is kept.
+
+    Raises:
+        ValueError: not a PNG that can be read.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            image = opened.convert("L" if opened.mode == "L" else "RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no picture: {error}; remove it") from None
     uri, size = _encode(image, budget)
     return Picture(uri, *size, alt, caption)
 

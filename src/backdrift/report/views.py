@@ -101,9 +101,9 @@ def _report_view(report: Report, budget: int) -> ReportView:
         headline=headline(report),
         findings=[_finding_view(finding) for finding in report.findings],
         evidence=[_evidence_view(item, report.verdict, budget) for item in report.evidence],
-        schedule=_rows({"schedule": subject.schedule}),
-        network=_rows(subject.network),
-        configuration=_rows(report.config),
+        schedule=flattened({"schedule": subject.schedule}),
+        network=flattened(subject.network),
+        configuration=flattened(report.config),
         limits=[*limits, *LIMITS],
     )
 
@@ -174,7 +174,7 @@ def _target(target: Array, budget: int) -> Picture:
     return picture(target[None], "The recovered target", caption, budget)
 
 
-def _rows(tree: dict[str, Any]) -> list[tuple[str, str]]:
+def flattened(tree: dict[str, Any]) -> list[tuple[str, str]]:
     """Dotted names and values of a nested dictionary, cut at a length that a page can hold."""
     rows = _leaves(tree, "")
     if len(rows) > _MAX_ROWS:
