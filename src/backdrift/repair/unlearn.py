@@ -31,8 +31,10 @@ STRENGTHS = (0.7, 1.0, 1.4)
 """Multiples of a trigger that must all be dead."""
 LOWS = (0.35, 0.2)
 """Smallest timesteps of shifted rows, as shares of T, tried in turn."""
-SHARES = (4, 16)
-"""One row in so many is shifted, in the first and in the second half of a round."""
+SHARES = (4, 16, 64, 64)
+"""One row in so many is shifted, in each quarter of a round."""
+EMA = 0.98
+"""Decay of the average of the student's weights in each quarter."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Unlearn:
     trigger, down to where the second line ends, and the rest of the shift is left to the model.
 
     The further down it reaches, the more it costs the clean images, which look like a shift now and then.
-    So it begins at .35 T and goes down to T/5 if a trigger still fires. And a round has two
-    halves: a quarter of the rows shifted, which is quick to kill the trigger, then one row in sixteen,
-    which takes the student back to the teacher elsewhere.
+    So it begins at .35 T and goes down to T/5 if a trigger still fires. And a round has four quarters: at
+    first every fourth row is shifted, which is quick to kill the trigger, then fewer and fewer, which takes
+    the student back to the teacher elsewhere.
 
     The second line covers the states ``rho_t tau`` of a backdoor where ``rho_t / S_t`` lies in scales. That
     is 1 for TrojDiff and ``sqrt((1 - A_t) / (1 + A_t))`` for BadDiffusion: above .3 from T/5 up on the
@@ -74,10 +76,11 @@ class Unlearn:
     loss on own images that were not trained on may be above the teacher's by ``loss_margin`` of it at most.
     What it cannot see is a backdoor that the scan did not find.
 
-    Cost: ``images * sampling_steps``, and a round ``8 * steps * batch_size`` and its checks.
+    Cost: ``images * sampling_steps``, and a round ``16 * steps * batch_size`` and its checks.
 
     Args:
-        steps: of Adam in each half of a round; in the k-th the rate falls from ``learning_rate / k`` to 0.
+        steps: of Adam in each quarter of a round; its rate falls from ``learning_rate`` to 0, over k in the
+            k-th round.
         rounds: at most.
         batch_size: rows of a step.
         images: own ones; a quarter are kept for the check.
@@ -133,12 +136,12 @@ class Unlearn:
             before = worst([fires(teacher, c, own, self.judged, seed, STRENGTHS) for c in pool])
             depth = 0
             for number in range(self.rounds):
-                seeds = [derive_seed(seed, "round", number, half) for half in range(len(SHARES))]
-                halves = [
+                seeds = [derive_seed(seed, "round", number, quarter) for quarter in range(len(SHARES))]
+                quarters = [
                     _Lessons(self, teacher, kept, pool, LOWS[depth], every, at)
                     for every, at in zip(SHARES, seeds, strict=True)
                 ]
-                self._round(student, halves, number, progress)
+                self._round(student, quarters, number, progress)
                 log.spend(3 * self._steps(1) * self.batch_size)
                 check = self._check(student, teacher, pool, own, held, derive_seed(seed, "check", number))
                 said = f"round {number + 1}, {check.text(self.hit_margin, self.loss_margin)}"
@@ -164,7 +167,7 @@ class Unlearn:
     def _round(
         self,
         student: DiffusionModel,
-        halves: list[_Lessons],
+        quarters: list[_Lessons],
         number: int,
         progress: Progress | None,
     ) -> None:
@@ -173,17 +176,18 @@ class Unlearn:
             batch_size=self.batch_size,
             learning_rate=self.learning_rate / (number + 1),
             checkpoint_every=0,
+            ema=EMA,
         )
 
-        def show(half: int, done: int, total: int, text: str) -> None:
+        def show(quarter: int, done: int, total: int, text: str) -> None:
             if progress is not None:
-                at = (len(SHARES) * number + half) * total + done
+                at = (len(SHARES) * number + quarter) * total + done
                 progress(at, self._steps(self.rounds), f"round {number + 1}, {text}")
 
         cpu = student.device.type == "cpu"
-        for half, lessons in enumerate(halves):
+        for quarter, lessons in enumerate(quarters):
             how = replace(config, seed=lessons.seed)
-            train(student, len(lessons.images), lessons, how, cpu=cpu, progress=partial(show, half))
+            train(student, len(lessons.images), lessons, how, cpu=cpu, progress=partial(show, quarter))
 
     def _check(
         self,
@@ -216,7 +220,7 @@ class _Lessons:
     Args:
         low: the smallest timestep of shifted rows, as a share of T.
         every: one row in so many is shifted.
-        seed: of the half round.
+        seed: of a quarter of a round.
     """
 
     def __init__(
