@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/amplification.md"))
     options = parser.parse_args()
     models = open_bench(options.folder).zoo.models
-    rows = [row | {"steps": models[row["model"]].steps} for row in results(options.folder)]
+    found = results(options.folder, "amplify")
+    rows = [row | {"steps": models[row["model"]].steps} for row in found]
     picture = options.output.with_suffix(".png")
     write(options.output, page(rows, options.folder, picture.name))
     if rows:

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="Of the results.")
     parser.add_argument("--output", type=Path, default=Path("docs/anp-study.md"))
     options = parser.parse_args()
-    rows = sorted(results(options.folder), key=lambda row: row["model"])
+    rows = sorted(results(options.folder, "discover"), key=lambda row: row["model"])
     write(options.output, page(rows, options.folder))
 
 

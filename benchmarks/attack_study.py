@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="Of the results.")
     parser.add_argument("--output", type=Path, default=Path("docs/attack-study.md"))
     options = parser.parse_args()
-    known = {(row["task"], row["model"], row.get("step")): row for row in results(options.folder)}
+    rows = results(options.folder, "evaluate")
+    known = {(row["task"], row["model"], row.get("step")): row for row in rows}
     found = {
         name: [(label, known[place]) for label, place in places if place in known]
         for name, places in sections()

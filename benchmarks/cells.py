@@ -85,15 +85,15 @@ class Bench:
         return {"model": model, **settings, "evaluation": found.model_dump(mode="json")}
 
 
-def results(folder: Path) -> list[dict[str, Any]]:
+def results(folder: Path, *kinds: str) -> list[dict[str, Any]]:
     """What ``backdrift bench run`` has finished in a folder, in its order.
 
-    Of every task on a model: what was given (``task``, ``model``, ``step`` where it has one), and the
-    value as ``evaluation``. What failed is said on standard error.
+    Of every task of these kinds on a model: what was given (``task``, ``model``, ``step`` where it has
+    one), and the value as ``evaluation``. What failed is said on standard error.
     """
     rows = []
     for cell in open_bench(folder).cells(folder):
-        found = None if cell.kind == "model" else cell.result()
+        found = cell.result() if cell.kind in kinds else None
         if found is not None and found.status == "done":
             rows.append({**cell.given, "evaluation": found.value})
         elif found is not None:

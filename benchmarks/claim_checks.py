@@ -16,6 +16,10 @@ from cells import RATIO, results, value
 Row = dict[str, Any]
 
 
+MEASURED = ("evaluate", "repair", "amplify", "discover")
+"""Kinds of tasks whose numbers are read one by one; those of detectors come from their tables."""
+
+
 class Results:
     """Of the benchmarks in a folder, read when they are asked for."""
 
@@ -27,7 +31,7 @@ class Results:
         """By task, model and step of training, which is None at the end."""
         if name not in self._known:
             there = (self.folder / name / FOLDER_FILE).is_file()
-            rows = results(self.folder / name) if there else []
+            rows = results(self.folder / name, *MEASURED) if there else []
             self._known[name] = {(r["task"], r["model"], r.get("step")): r for r in rows}
         return self._known[name]
 

@@ -35,8 +35,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="Of the results.")
     parser.add_argument("--output", type=Path, default=Path("docs/repair-table.md"))
     options = parser.parse_args()
-    rows = [row for row in results(options.folder) if row["kind"] == "repair"]
-    rows.sort(key=lambda row: row["model"])
+    rows = sorted(results(options.folder, "repair"), key=lambda row: row["model"])
     write(options.output, table(rows, options.folder))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from backdrift.repair._base import found_by
 from backdrift.repair.anp import Anp
 from backdrift.repair.clipping import Clipping
 
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 PLANTED = {"attack": "baddiffusion", "base": "clean", "trigger": "white-patch", "target": "hat"}
 SMALL = {"steps": 4, "batch_size": 4}
 ZOO = {
@@ -47,7 +50,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "scan": {"kind": "detect", "method": "purediffusion", "options": {"budget": "quick"}},
     "clip": {**REPAIR, "method": "clipping", "options": {"at": "x_t"}},
     "unlearn": {**REPAIR, "method": "unlearn", "options": UNLEARN, "models": ["bad"]},
-    "amplify": {
+    "attack": {
         "kind": "amplify",
         "options": {"steps": 2, "batch": 4},
         "plan": FEW,
@@ -108,7 +111,7 @@ def test_the_cells_of_every_kind(done: tuple[Opened, Path]) -> None:
         "clip, clean, seed 0",
         "clip, bad, seed 0",
         "unlearn, bad, seed 0",
-        *(f"{title}, bad at step {step}, seed 0" for title in ("amplify", "kept") for step in (0, 2, 4)),
+        *(f"{title}, bad at step {step}, seed 0" for title in ("attack", "kept") for step in (0, 2, 4)),
         "both, clean, seed 0",
         "both, bad, seed 0",
         "anp, clean, seed 0",
@@ -124,7 +127,7 @@ def test_a_step_is_the_model_of_that_step(done: tuple[Opened, Path]) -> None:
     assert len(set(weights.values())) == 3
     for step, sha256 in weights.items():
         assert result(done, f"kept, bad at step {step}, seed 0").value["model"] == sha256
-        assert result(done, f"amplify, bad at step {step}, seed 0").value["weights_sha256"] == sha256
+        assert result(done, f"attack, bad at step {step}, seed 0").value["weights_sha256"] == sha256
 
 
 def test_a_twin_is_the_base_of_the_ratio(done: tuple[Opened, Path]) -> None:
@@ -137,7 +140,7 @@ def test_a_twin_is_the_base_of_the_ratio(done: tuple[Opened, Path]) -> None:
 
 
 def test_a_reinforced_trigger_is_that_of_the_library(done: tuple[Opened, Path]) -> None:
-    models, found = done[1] / "zoo", result(done, "amplify, bad at step 2, seed 0")
+    models, found = done[1] / "zoo", result(done, "attack, bad at step 2, seed 0")
     model, planted = load(plan(models / "bad.steps" / "000002")), load_backdoor(models / "bad")
     own = Amplify(steps=2, batch=4)(model, planted, Ball("linf", 0.1), seed=0)
     rows = own.compare(model, planted, Plan(24, "ddpm", 2, 0, 20))
@@ -198,6 +201,24 @@ def test_table_and_page_have_every_kind(done: tuple[Opened, Path]) -> None:
     assert "2: ASR reinforced" in page
     assert "verdict_before" in page
     assert "oracle MSE, best" in page
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("repair_table.py", "| bad | baddiffusion | unlearn |"),
+        ("amplification.py", "| bad | white-patch, hat | 2 of 4 | attack |"),
+        ("anp_study.py", "| bad | batch_size 4 |"),
+    ],
+)
+def test_scripts_of_pages_read_real_results(
+    done: tuple[Opened, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, line: str
+) -> None:
+    folder = done[1]
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", [script, str(folder), "--output", str(tmp_path / "page.md")])
+    runpy.run_path(str(SCRIPTS / script))["main"]()
+    assert line in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.parametrize(
