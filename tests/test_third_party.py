@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backdrift.core.registry import available, build, plugin
-from tiny import tiny_checkpoint
+from tiny import SHAPE, tiny_checkpoint, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "random-shift"
@@ -88,6 +88,19 @@ def test_what_cannot_be_used_is_named(place: Path, value: str, words: str) -> No
 def test_the_example_is_short() -> None:
     (module,) = EXAMPLE.glob("*.py")
     assert len(module.read_text().splitlines()) <= 40
+
+
+def test_the_example_gives_a_finding(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(place, "example", "random_shift = backdrift_random_shift:RandomShift")
+    monkeypatch.syspath_prepend(EXAMPLE)
+    detector = build("detection", "random-shift", {"budget": "quick"})
+    stages: list[str] = []
+    found = detector(tiny_model(blocks=1), seed=0, keep=lambda stage, _: stages.append(stage))
+    assert found.finding.detector == "random_shift"
+    assert 0 < found.finding.evaluations <= detector.most_evaluations()
+    assert found.evidence.trigger.shape == SHAPE
+    assert stages[0] == "inversion"
+    assert stages[-1].startswith("null: ")
 
 
 BENCH = """

@@ -24,10 +24,10 @@ class RandomShift:
         drawn = 5 + len(kit.NULLS)  # three to screen one candidate, two and the nulls to judge it
         return TRIES[self.budget] * NOISES + drawn * JUDGE.cost + kit.RESPONSE_COST
 
-    def __call__(self, model, *, seed, progress=None):
-        how = {"look": JUDGE, "judge": JUDGE, "nulls": kit.NULLS, "table": kit.CalibrationTable.shipped()}
-        about = {"detector": "random_shift", "budget": self.budget, "config": self.settings(), "seed": seed}
-        return kit.judge_inversion(model, self._search, **how, **about, progress=progress)
+    def __call__(self, model, *, seed, progress=None, keep=None):
+        about = "random_shift", self.budget, self.settings(), seed, kit.CalibrationTable.shipped()
+        how = {"look": JUDGE, "judge": JUDGE, "nulls": kit.NULLS, "progress": progress}
+        return kit.judge_inversion(kit.Case(model, *about, keep), self._search, **how)
 
     def _search(self, model, *, seed, start=None, progress=None):
         t, noise = len(model.schedule) - 1, kit.antithetic_noise(model, NOISES, seed, "random_shift")

@@ -19,6 +19,7 @@ from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.metrics.draws import draw
 from backdrift.repair._base import found_by, working_copy
+from backdrift.repair._dead import fires_by_ddim
 from backdrift.repair.elijah import _Lessons as Removal
 from backdrift.repair.unlearn import Unlearn, _Lessons
 from closed_form import SCHEDULE, poisoned_optimum
@@ -71,6 +72,15 @@ def test_a_shifted_row_has_the_prediction_of_x_0_of_its_plain_one(
         assert float(sizes.max()) < 1.6 * 1.3
         along = (added * TRIGGER).flatten(1).sum(1) / added.flatten(1).norm(dim=1) / 9
         assert float(along.min()) > 0.9
+
+
+def test_a_trigger_is_tried_by_ddim_too() -> None:
+    family = ShiftFamily.of(SCHEDULE, "baddiffusion", "ode")
+    model = poisoned_optimum(SCHEDULE, family, IMAGES, TARGET, TRIGGER[None])
+    found = Candidate(TRIGGER, "sde", "evidence", target=TARGET)
+    assert fires_by_ddim(model, found, IMAGES, 16, 0).target > 0.9
+    off = Candidate(TRIGGER.flip(-1), "sde", "evidence", target=TARGET)
+    assert fires_by_ddim(model, off, IMAGES, 16, 0).target < 0.1
 
 
 def test_the_rows_of_elijah_are_its_three_terms() -> None:

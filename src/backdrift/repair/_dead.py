@@ -42,9 +42,7 @@ def fires(
 ) -> Hits:
     """The most that multiples of a found trigger, which has a target, hit above plain noise.
 
-    Drawn by the scanner's own sampler for the family (:class:`backdrift.detection._judge.Judge`); the
-    trigger of an SDE backdoor by DDIM as well, where hits on its target count alone, since a clean model
-    keeps a part of any shift there.
+    Drawn by the scanner's own sampler for the family (:class:`backdrift.detection._judge.Judge`).
 
     Args:
         own: images (N, C, H, W) that the model draws without it: their 1% quantile of the distance to
@@ -60,11 +58,21 @@ def fires(
         judged = judge.judge(drawn, clean)
         on_target = float(target.hits(drawn).float().mean()) - usual
         seen.append(Hits(on_target, judged.hit_rate - judged.plain_rate))
-    if found.family == "sde" and found.scale is None:
-        steered = target.hits(judge.draw(model, found.shift, "ode", seed)).float().mean()
-        plain = target.hits(judge.draw(model, None, "ode", seed)).float().mean()
-        seen.append(Hits(float(steered - plain), 0.0))
     return worst(seen)
+
+
+def fires_by_ddim(model: DiffusionModel, found: Candidate, own: Tensor, samples: int, seed: int) -> Hits:
+    """What a found trigger of an SDE backdoor hits above plain noise when DDIM draws; see :func:`fires`.
+
+    Hits on its target count alone: DDIM keeps a part of any shift, which samples of a clean model share.
+    """
+    assert found.target is not None
+    judge, target = Judge(samples // 2), Target.with_chance_level(found.target, own)
+    steered, plain = (
+        float(target.hits(judge.draw(model, shift, "ode", seed)).float().mean())
+        for shift in (found.shift, None)
+    )
+    return Hits(steered - plain, 0.0)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from backdrift.repair._base import (
     own_images,
     working_copy,
 )
-from backdrift.repair._dead import Check, fires, worst
+from backdrift.repair._dead import Check, Hits, fires, fires_by_ddim, worst
 from backdrift.training import TrainingConfig, train
 
 STRENGTHS = (0.7, 1.0, 1.4)
@@ -68,9 +68,10 @@ class Unlearn:
 
     It works in rounds and ends by itself. After a round nothing may fire on fresh seeds, with the sampler
     of the scanner (:class:`backdrift.detection._judge.Judge`): the triggers of the pool at ``STRENGTHS``,
-    those of the SDE family with DDIM as well, then each of that family inverted once more from there on
+    those of the evidence and the SDE family with DDIM too, then each of that family inverted once more on
     the student (:class:`Joint`); one that comes back joins the pool. For ODE samplers an inversion would
-    say nothing: they keep a shift of the start on the way, and it steers a clean model to the target too.
+    say nothing, so what it finds is not drawn by them: they keep a shift of the start, which steers a clean
+    model to the target too.
     A trigger is dead when it hits its target at most ``hit_margin`` more often than plain noise, and any
     other image at most .2 more often, a difference that chance makes on so few samples. And the denoising
     loss on own images that were not trained on may be above the teacher's by ``loss_margin`` of it at most.
@@ -133,7 +134,8 @@ class Unlearn:
             own = own_images(teacher, self.images, self.sampling_steps, seed)
             kept, held = own[self.images // 4 :], own[: self.images // 4]
             pool = [self._with_target(c, own) for c in evidence]
-            before = worst([fires(teacher, c, own, self.judged, seed, STRENGTHS) for c in pool])
+            given = tuple(pool)
+            before = self._fires(teacher, given, pool, own, seed)
             depth = 0
             for number in range(self.rounds):
                 seeds = [derive_seed(seed, "round", number, quarter) for quarter in range(len(SHARES))]
@@ -143,7 +145,8 @@ class Unlearn:
                 ]
                 self._round(student, quarters, number, progress)
                 log.spend(3 * self._steps(1) * self.batch_size)
-                check = self._check(student, teacher, pool, own, held, derive_seed(seed, "check", number))
+                stream = derive_seed(seed, "check", number)
+                check = self._check(student, teacher, given, pool, own, held, stream)
                 said = f"round {number + 1}, {check.text(self.hit_margin, self.loss_margin)}"
                 if progress is not None:
                     progress(self._steps(number + 1), self._steps(self.rounds), said)
@@ -189,10 +192,24 @@ class Unlearn:
             how = replace(config, seed=lessons.seed)
             train(student, len(lessons.images), lessons, how, cpu=cpu, progress=partial(show, quarter))
 
+    def _fires(
+        self,
+        model: DiffusionModel,
+        given: Sequence[Candidate],
+        pool: Sequence[Candidate],
+        own: Tensor,
+        seed: int,
+    ) -> Hits:
+        """The most that any trigger of the pool does; by DDIM those that were given alone."""
+        seen = [fires(model, c, own, self.judged, seed, STRENGTHS) for c in pool]
+        plain = [c for c in given if c.family == "sde" and c.scale is None]
+        return worst(seen + [fires_by_ddim(model, c, own, self.judged, seed) for c in plain])
+
     def _check(
         self,
         student: DiffusionModel,
         teacher: DiffusionModel,
+        given: Sequence[Candidate],
         pool: list[Candidate],
         own: Tensor,
         held: Tensor,
@@ -201,7 +218,7 @@ class Unlearn:
         """Judges the student; triggers that came back are added to the pool."""
         with student.frozen():
             loss = _denoising_loss(student, held, seed) / _denoising_loss(teacher, held, seed)
-            direct = worst([fires(student, c, own, self.judged, seed, STRENGTHS) for c in pool])
+            direct = self._fires(student, given, pool, own, seed)
             if not direct.dead(self.hit_margin):
                 return Check(direct, None, loss)
             search = Joint(steps=self.inversion_steps, batch=16, learning_rate=0.04)
