@@ -185,7 +185,7 @@ def checked(read: Callable[[Any], Any], data: Any) -> Any:
     """What ``read`` makes of ``data`` from the other process.
 
     Raises:
-        CheckpointError: nothing.
+        CheckpointError: it is no answer.
     """
     try:
         return read(data)
