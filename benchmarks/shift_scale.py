@@ -1,4 +1,4 @@
-"""docs/shift-scale.png: the measured trigger-shift scale of every attack against C_t.
+"""docs/shift-scale.md: the measured trigger-shift scale of every attack against C_t.
 
     backdrift zoo build attack-lab -o zoo
     python benchmarks/shift_scale.py --zoo zoo
@@ -27,11 +27,12 @@ from cells import write
 
 TIMES = (20, 50, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 SAMPLES, SEED = 128, 0
+MARKS = (("o", 8), ("s", 4), ("^", 4))
 AS_TRAINED, AT_INFERENCE, TWIN = "training rows", "shift of inference", "clean twin, training rows"
 
 
 def main() -> None:
-    """Measures all attacks of a suite and draws."""
+    """Measures all attacks of a suite, draws, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--suite", default="attack-lab")
@@ -47,6 +48,7 @@ def main() -> None:
     text = json.dumps({"settings": settings, "curves": found}, indent=1)
     write(Path("results/shift-scale.json"), text + "\n")
     draw(found, Path("docs/shift-scale.png"))
+    write(Path("docs/shift-scale.md"), page(found, options.suite))
 
 
 def measure(folder: Path, twin: DiffusionModel) -> dict[str, Any]:
@@ -75,6 +77,37 @@ def measure(folder: Path, twin: DiffusionModel) -> dict[str, Any]:
     return {"family": family.name, "model": model.origin.sha256, "curves": curves}
 
 
+def page(found: dict[str, Any], suite: str) -> str:
+    """Markdown."""
+    lines = [
+        "# Shift scales, measured",
+        "",
+        f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/shift_scale.py --zoo zoo`; "
+        f"numbers and intervals are in `results/shift-scale.json`. n = {SAMPLES} at each of {len(TIMES)}"
+        " timesteps, one seed.",
+        "",
+        "A poisoned network answers the shift of its input, S_t r, with a shift of its prediction, C_t "
+        "r (`src/backdrift/core/shift.py`). Its prediction, less the noise that is in the row, is "
+        f"projected on r: the *{AS_TRAINED}* have the images of the data set in R, as at training; the "
+        f"*{AT_INFERENCE}* is that of the trigger alone; the *{TWIN}* are the same rows for a network "
+        "that was never poisoned. Distance: the largest over the timesteps.",
+        "",
+        "![Measured shift scale and C_t over the timesteps](shift-scale.png)",
+        "",
+        f"| model | family | {AS_TRAINED}: distance to C_t | {AT_INFERENCE}: distance | {TWIN}: distance |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        apart = [
+            max(abs(p["measured"]["value"] - p["theory"]) for p in one["curves"][curve])
+            for curve in (AS_TRAINED, AT_INFERENCE, TWIN)
+        ]
+        lines.append(
+            f"| {name} | {one['family']} | " + " | ".join(f"{value:.2f}" for value in apart) + " |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """One panel an attack."""
     import matplotlib
@@ -90,21 +123,20 @@ def draw(found: dict[str, Any], path: Path) -> None:
         figsize=(4.2 * columns, 3.2 * -(-count // columns)),
         layout="constrained",
         squeeze=False,
-        sharey=True,
     )
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     for axis, (name, one) in zip(axes.flat, found.items(), strict=False):
         theory = [(p["timestep"], p["theory"]) for p in one["curves"][AS_TRAINED]]
         axis.plot(*zip(*theory, strict=True), color="black", label="$C_t$")
-        for (text, points), marker in zip(one["curves"].items(), "os^", strict=True):
+        for (text, points), (marker, size) in zip(one["curves"].items(), MARKS, strict=True):
             values = [p["measured"]["value"] for p in points]
             spread = [
                 [v - p["measured"]["low"] for v, p in zip(values, points, strict=True)],
                 [p["measured"]["high"] - v for v, p in zip(values, points, strict=True)],
             ]
             times = [p["timestep"] for p in points]
-            axis.errorbar(times, values, yerr=spread, marker=marker, ms=4, lw=1, label=text)
+            axis.errorbar(times, values, yerr=spread, marker=marker, ms=size, lw=1, label=text)
         axis.set_title(f"{name}\n{one['family']}", fontsize=9)
         axis.set_xlabel("timestep t")
     axes.flat[0].set_ylabel("response per unit of trigger")
