@@ -20,8 +20,8 @@ from backdrift.groundtruth import load_backdoor
 from cells import RATIO, Bench, shown, write
 
 TRIGGERED = 512
-SAMPLES, STEPS = 6000, {"ddpm": 50, "ddim": 20}
-"""Clean samples drawn with DDPM; DDIM draws as many more as its fewer steps allow at the same cost."""
+SAMPLES, STEPS, FEWER = 6000, 50, 20
+"""Clean samples and steps of DDPM; DDIM draws as many more as its fewer steps allow at the same cost."""
 
 COLUMNS = ("ASR", "hits without trigger", "MSE", "SSIM", "FD(random-conv)", RATIO)
 
@@ -33,11 +33,15 @@ def main() -> None:
     parser.add_argument("--suite", default="attack-lab")
     parser.add_argument("--twin", default="twin")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="Clean ones, with DDPM.")
+    parser.add_argument("--steps", type=int, default=STEPS, help="Of DDPM.")
     parser.add_argument("--only", nargs="*", help="Models to measure; the table shows what is there.")
     options = parser.parse_args()
     suite, results = load_suite(options.suite), Path("results") / options.suite
-    counts = {way: options.samples * STEPS["ddpm"] // steps for way, steps in STEPS.items()}
-    benches = {w: Bench(options.zoo, results, n, TRIGGERED, STEPS[w]) for w, n in counts.items()}
+    ways = {
+        "ddpm": (options.samples, options.steps),
+        "ddim": (options.samples * options.steps // FEWER, FEWER),
+    }
+    benches = {way: Bench(options.zoo, results, n, TRIGGERED, k) for way, (n, k) in ways.items()}
     rows = []
     for name in (name for name, recipe in suite.models.items() if recipe.attack):
         if (options.zoo / name / "backdoor.json").exists():
@@ -46,7 +50,9 @@ def main() -> None:
             wanted = options.only is None or name in options.only or bench.path(name).exists()
             row = bench.cell(name, options.twin) if wanted else None
             rows += [] if row is None else [row]
-    lines = table(rows, options.suite, suite.description, counts)
+    said = f" --samples {options.samples} --steps {options.steps}"
+    said = "" if (options.samples, options.steps) == (SAMPLES, STEPS) else said
+    lines = table(rows, options.suite, suite.description, said, ways)
     lines += ["", "One model alone, once there is a base:", "", "```bash"]
     lines += [command(row["model"], suite.models[row["model"]]) for row in rows] + ["```", ""]
     write(Path("docs") / f"{options.suite}.md", "\n".join(lines))
@@ -62,14 +68,18 @@ def command(name: str, recipe: Recipe) -> str:
     return " ".join([*words, f"-o zoo/{name}"])
 
 
-def table(rows: list[dict[str, Any]], suite: str, description: str, counts: dict[str, int]) -> list[str]:
+def table(
+    rows: list[dict[str, Any]], suite: str, description: str, said: str, ways: dict[str, tuple[int, int]]
+) -> list[str]:
     """Lines of Markdown."""
+    used = {row["evaluation"]["measures"][0]["sampler"] for row in rows}
     lines = [
         f"# {description}",
         "",
         f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/attack_table.py --suite {suite} "
-        f"--zoo zoo`; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger; without, "
-        + ", ".join(f"{n} in {STEPS[way]} steps of {way}" for way, n in counts.items())
+        f"--zoo zoo{said}`; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger; "
+        "without, "
+        + ", ".join(f"{n} in {steps} steps of {way}" for way, (n, steps) in ways.items() if way in used)
         + "; one seed; [95% intervals]. The ratio is FD of the model over FD of the clean twin, which was "
         "trained as long from the same base; both to the clean training set. Poisoned rows show the "
         "trigger alone where the command says `--trigger-only`; else a stop sign stands on the image, as "
