@@ -5,7 +5,7 @@
 
 One JSON per model under results/attack-lab; a run that was killed goes on. ASR with the sampler that the
 attack is measured with; FD of clean samples against the clean twin, which was trained on from the same
-base as long.
+base as long. The picture has samples of each model, without and with its trigger, from the same noise.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backdrift.bench.recipes import Recipe
 from backdrift.bench.zoo import load_suite
+from backdrift.core.sampling import usual_sampler
 from backdrift.groundtruth import load_backdoor
+from backdrift.io.load import load
+from backdrift.io.plan import plan
+from backdrift.metrics.draws import draw
 from cells import RATIO, Bench, shown, write
 
 TRIGGERED = 512
 SAMPLES, STEPS, FEWER = 6000, 50, 20
 """Clean samples and steps of DDPM; DDIM draws as many more as its fewer steps allow at the same cost."""
+SHOWN = 8
+"""Samples in the picture, of each kind."""
 
 COLUMNS = ("ASR", "hits without trigger", "MSE", "SSIM", "FD(random-conv)", RATIO)
 
@@ -53,6 +61,8 @@ def main() -> None:
     said = f" --samples {options.samples} --steps {options.steps}"
     said = "" if (options.samples, options.steps) == (SAMPLES, STEPS) else said
     lines = table(rows, options.suite, suite.description, said, ways)
+    sheet(options.zoo, [row["model"] for row in rows], ways, Path("docs") / f"{options.suite}.png")
+    lines += ["", f"![Samples without and with the trigger]({options.suite}.png)"]
     lines += ["", "One model alone, once there is a base:", "", "```bash"]
     lines += [command(row["model"], suite.models[row["model"]]) for row in rows] + ["```", ""]
     write(Path("docs") / f"{options.suite}.md", "\n".join(lines))
@@ -98,6 +108,31 @@ def table(
         cells.append(f"{training['recipe']['steps']}, {training['seconds']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def sheet(zoo: Path, names: list[str], ways: dict[str, tuple[int, int]], path: Path) -> None:
+    """Samples of every model: a row each, left without the trigger, right with it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn, axes = pyplot.subplots(len(names), 2, figsize=(9, 0.75 * len(names)), squeeze=False)
+    for row, name in zip(axes, names, strict=True):
+        model, planted = load(plan(zoo / name)), load_backdoor(zoo / name)
+        sampler = usual_sampler(planted.record.sampler_family, model.schedule)
+        for axis, injection in zip(row, (None, planted.injection), strict=True):
+            _, steps = ways[sampler]
+            images = draw(model, injection, sampler=sampler, steps=steps, n=SHOWN, seed=0)
+            strip = torch.cat(list((images.clamp(-1, 1) + 1) / 2), dim=2).permute(1, 2, 0)
+            axis.imshow(strip.squeeze(2) if strip.shape[2] == 1 else strip, cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, title in zip(axes[0], ("without the trigger", "with it, from the same noise"), strict=True):
+        axis.set_title(title, fontsize=9)
+    drawn.tight_layout()
+    drawn.savefig(path, dpi=130, bbox_inches="tight")
+    pyplot.close(drawn)
 
 
 if __name__ == "__main__":

@@ -261,6 +261,23 @@ def shift_scale(known: Results) -> Found | None:
     return Found(f"within .1 of C_t, {text}", [all(one) for one in near.values()])
 
 
+def samples(known: Results) -> Found | None:
+    """ASR and FD ratio of the models whose samples are drawn side by side."""
+    rows = [json.loads(path.read_text()) for path in sorted(known.folder.glob("attack-lab/*.json"))]
+    rows = [row for row in rows if row["attack"] == "baddiffusion"]
+    text = "; ".join(f"{row['model']}: ASR {told(row, 'ASR')}, FD ratio {told(row, RATIO)}" for row in rows)
+    right = [ok for row in rows for ok in (value(row, "ASR")[0] >= 0.95, value(row, RATIO)[1] <= 1)]
+    return Found(text, right) if rows else None
+
+
+def inpainting(known: Results) -> Found | None:
+    """ASR of triggered images with a hole, on the model that was poisoned as published."""
+    rows = [json.loads(path.read_text()) for path in sorted(known.folder.glob("restore/*.json"))]
+    rows = [row for row in rows if row["composite"] and row["task"].startswith("inpaint")]
+    labelled: dict[str, Row | None] = {f"{row['task']}, {row['steps']} steps": row for row in rows}
+    return listed(labelled, "ASR", lambda r: value(r, "ASR")[0] >= 0.95)
+
+
 def beats_the_true_one(known: Results) -> Found | None:
     """ASR of inverted triggers above that of the true one, in certain cases: one model is enough."""
     rows = [json.loads(path.read_text()) for path in sorted(known.folder.glob("scan-table/*/*.json"))]
