@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backdrift.bench.tasks import open_bench
-from cells import count, results, value, write
+from cells import count, results, save, value, write
 
 RADIUS = 0.2
 VARIANTS = ("attack", "scale", "purediffusion")
@@ -118,7 +118,7 @@ def figure(rows: list[Row], path: Path) -> None:
     axes[0][0].set_ylabel("ASR")
     axes[0][-1].legend(fontsize=8)
     drawing.tight_layout()
-    drawing.savefig(path, dpi=110)
+    save(drawing, path, dpi=110)
     pyplot.close(drawing)
 
 

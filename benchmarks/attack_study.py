@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backdrift.bench.zoo import load_suite
-from cells import RATIO, count, results, shown, value, write
+from cells import RATIO, count, results, save, shown, value, write
 
 SUITE, STEPS = "attack-study", 50
 RATES = (0, 5, 10, 20, 30, 50, 70, 90)
@@ -275,7 +275,7 @@ def figure(rows: Rows, name: str, path: Path) -> None:
     left.set_xlabel(name)
     left.set_ylabel(f"{FD} of clean samples (bars)")
     right.set_ylabel("MSE of triggered samples (line)")
-    drawn.savefig(path, dpi=130)
+    save(drawn, path, dpi=130)
     pyplot.close(drawn)
 
 

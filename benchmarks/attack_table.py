@@ -23,7 +23,7 @@ from backdrift.groundtruth import load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.metrics.draws import draw
-from cells import RATIO, Bench, shown, write
+from cells import RATIO, Bench, save, shown, write
 
 TRIGGERED = 512
 SAMPLES, STEPS, FEWER = 6000, 50, 20
@@ -131,7 +131,7 @@ def sheet(zoo: Path, names: list[str], ways: dict[str, tuple[int, int]], path: P
     for axis, title in zip(axes[0], ("without the trigger", "with it, from the same noise"), strict=True):
         axis.set_title(title, fontsize=9)
     drawn.tight_layout()
-    drawn.savefig(path, dpi=130, bbox_inches="tight")
+    save(drawn, path, dpi=130, bbox_inches="tight")
     pyplot.close(drawn)
 
 

@@ -107,6 +107,12 @@ def write(path: Path, text: str) -> None:
         fresh.write_text(text)
 
 
+def save(figure: Any, path: Path, **how: Any) -> None:
+    """A figure of matplotlib as PNG, by rename."""
+    with replaced_file(path) as fresh:
+        figure.savefig(fresh, format="png", **how)
+
+
 def value(row: dict[str, Any], name: str) -> tuple[float, float, float]:
     """One measure and its 95% interval; NaN if there is none."""
     for m in row["evaluation"]["measures"]:

@@ -23,7 +23,7 @@ from backdrift.groundtruth import load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.metrics.shift_scale import ScaleAt, shift_scale
-from cells import write
+from cells import save, write
 
 TIMES = (20, 50, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 SAMPLES, SEED = 128, 0
@@ -141,7 +141,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("timestep t")
     axes.flat[0].set_ylabel("response per unit of trigger")
     axes.flat[0].legend(fontsize=7)
-    drawn.savefig(path, dpi=130)
+    save(drawn, path, dpi=130)
     pyplot.close(drawn)
 
 
