@@ -38,10 +38,11 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
-    def run(name: str, *words: object) -> dict[str, object]:
+    def run(name: str, *words: object, main: bool = True) -> dict[str, object]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         found = runpy.run_path(str(SCRIPTS / name))
-        found["main"]()
+        if main:
+            found["main"]()
         return found
 
     return run
@@ -68,6 +69,18 @@ def test_the_attack_table(zoo: Path, script: Script, tmp_path: Path) -> None:
     script("attack_table.py", *words)
     assert cell.stat().st_mtime_ns == written
     assert (tmp_path / "docs" / "smoke.md").read_text() == page
+
+
+def test_a_row_stands_beside_the_clean_model_that_was_trained_alike(script: Script) -> None:
+    twin_of = script("attack_table.py", main=False)["twin_of"]
+    assert callable(twin_of)
+    for suite, twins in (("attack-lab", {"twin"}), ("attack-rgb", {"twin", "twin-averaged"})):
+        models = load_suite(suite).models
+        found = {name: twin_of(models, recipe) for name, recipe in models.items() if recipe.attack}
+        assert set(found.values()) == twins
+        assert all(models[name].ema == models[twin].ema for name, twin in found.items())
+    with pytest.raises(SystemExit, match="name one by --twin"):
+        twin_of(models, models["trojdiff"].model_copy(update={"steps": 7}))
 
 
 def test_the_shift_scales(zoo: Path, script: Script, tmp_path: Path) -> None:
