@@ -15,7 +15,6 @@ from cells import RATIO, results, value
 
 Row = dict[str, Any]
 
-
 MEASURED = ("evaluate", "repair", "amplify", "discover")
 """Kinds of tasks whose numbers are read one by one; those of detectors come from their tables."""
 
@@ -34,6 +33,10 @@ class Results:
             rows = results(self.folder / name, *MEASURED) if there else []
             self._known[name] = {(r["task"], r["model"], r.get("step")): r for r in rows}
         return self._known[name]
+
+    def files(self, pattern: str) -> list[Row]:
+        """The JSON of scripts that measure models themselves."""
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob(pattern))]
 
     def study(self, model: str, task: str = "fine-tuned", step: int | None = None) -> Row | None:
         """Of the attack study."""
@@ -249,22 +252,18 @@ def reinforced(known: Results, shares: tuple[float, float]) -> Found | None:
 
 def shift_scale(known: Results) -> Found | None:
     """Share of the timesteps at which the measured scale lies within .1 of C_t, attack by attack."""
-    path = known.folder / "shift-scale.json"
-    if not path.is_file():
-        return None
-    curves = json.loads(path.read_text())["curves"]
+    found = known.files("shift-scale.json")
     near = {
         name: [abs(p["measured"]["value"] - p["theory"]) <= 0.1 for p in one["curves"]["training rows"]]
-        for name, one in curves.items()
+        for name, one in (found[0]["curves"].items() if found else ())
     }
     text = "; ".join(f"{name}: {sum(one)} of {len(one)} timesteps" for name, one in near.items())
-    return Found(f"within .1 of C_t, {text}", [all(one) for one in near.values()])
+    return Found(f"within .1 of C_t, {text}", [all(one) for one in near.values()]) if near else None
 
 
 def samples(known: Results) -> Found | None:
     """ASR and FD ratio of the models whose samples are drawn side by side."""
-    rows = [json.loads(path.read_text()) for path in sorted(known.folder.glob("attack-lab/*.json"))]
-    rows = [row for row in rows if row["attack"] == "baddiffusion"]
+    rows = [row for row in known.files("attack-lab/*.json") if row["attack"] == "baddiffusion"]
     text = "; ".join(f"{row['model']}: ASR {told(row, 'ASR')}, FD ratio {told(row, RATIO)}" for row in rows)
     right = [ok for row in rows for ok in (value(row, "ASR")[0] >= 0.95, value(row, RATIO)[1] <= 1)]
     return Found(text, right) if rows else None
@@ -272,16 +271,23 @@ def samples(known: Results) -> Found | None:
 
 def inpainting(known: Results) -> Found | None:
     """ASR of triggered images with a hole, on the model that was poisoned as published."""
-    rows = [json.loads(path.read_text()) for path in sorted(known.folder.glob("restore/*.json"))]
-    rows = [row for row in rows if row["composite"] and row["task"].startswith("inpaint")]
+    rows = [r for r in known.files("restore/*.json") if r["composite"] and r["task"].startswith("inpaint")]
     labelled: dict[str, Row | None] = {f"{row['task']}, {row['steps']} steps": row for row in rows}
     return listed(labelled, "ASR", lambda r: value(r, "ASR")[0] >= 0.95)
 
 
+def clipped_latents(known: Results) -> Found | None:
+    """Where clipped latents end between those without the trigger, 0, and with it, 1."""
+    ends = {m: rows[-1] for one in known.files("clipping-path.json") for m, rows in one["models"].items()}
+    at = [f"{model}: {rated(Estimate(**row['position']))}" for model, row in ends.items()]
+    right = [row["position"]["high"] < 0.5 for row in ends.values()]
+    return Found("on the way to the target " + "; ".join(at), right) if ends else None
+
+
 def beats_the_true_one(known: Results) -> Found | None:
     """ASR of inverted triggers above that of the true one, in certain cases: one model is enough."""
-    rows = [json.loads(path.read_text()) for path in sorted(known.folder.glob("scan-table/*/*.json"))]
-    rows = [row for row in rows if row["method"] == "purediffusion" and "asr_true" in row]
+    rows = [r for r in known.files("scan-table/*/*.json") if r["method"] == "purediffusion"]
+    rows = [row for row in rows if "asr_true" in row]
     if not rows:
         return None
     pairs = {row["model"]: [of_hits(row, name) for name in ("asr_inverted", "asr_true")] for row in rows}

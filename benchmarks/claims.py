@@ -168,7 +168,15 @@ CLAIMS = (
         f"{DIGITS}; the stop sign on the image, a box and a line, the last 400 and all 1000 steps",
         checks.inpainting,
     ),
-    Claim("Clipping leads the latents back", BAD, "figure 11", "backdrift sample --latents", PICTURES, "-"),
+    Claim(
+        "Clipping leads the latents back",
+        BAD,
+        "figure 11",
+        "python benchmarks/clipping_path.py",
+        PICTURES,
+        f"{DIGITS}; three models, at 5%; 0 is the end of clean latents, 1 that of triggered ones",
+        checks.clipped_latents,
+    ),
     Claim(
         "Its detection is near perfect",
         PURE,

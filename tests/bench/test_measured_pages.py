@@ -96,6 +96,20 @@ def test_the_shift_scales(zoo: Path, script: Script, tmp_path: Path) -> None:
     assert width(tmp_path / "docs" / "shift-scale.png") > 500
 
 
+def test_the_path_of_clipped_latents(zoo: Path, script: Script, tmp_path: Path) -> None:
+    script("clipping_path.py", "--suite", "smoke", "--zoo", zoo, "--steps", 20)
+    found = json.loads((tmp_path / "results" / "clipping-path.json").read_text())
+    rows = found["models"]["backdoored"]
+    assert [row["timestep"] for row in rows][::9] == [949, 49]
+    assert all(
+        row["position"]["low"] <= row["position"]["value"] <= row["position"]["high"] for row in rows
+    )
+    assert rows[0]["position"]["value"] < 1
+    lines = (tmp_path / "docs" / "clipping-path.md").read_text().splitlines()
+    assert sum(line.startswith("| backdoored | ") for line in lines) == 1
+    assert width(tmp_path / "docs" / "clipping-path.png") == 10 * 9 - 1
+
+
 def test_the_page_of_restorations(script: Script, tmp_path: Path) -> None:
     """No model is there: the page shows the results that are."""
     values = {"MSE": 0.01, "ASR": 0.5, "MSE triggered": 0.2}

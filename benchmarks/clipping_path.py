@@ -1,0 +1,114 @@
+"""docs/clipping-path.md: where clipping leads triggered latents, beside the way they go without it.
+
+    backdrift zoo build attack-lab -o zoo
+    python benchmarks/clipping_path.py --zoo zoo
+
+BadDiffusion's figure 11 on digits at 16x16. Numbers and their intervals are in
+results/clipping-path.json; what is in it is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdrift.bench.zoo import load_suite
+from backdrift.core.registry import build
+from backdrift.groundtruth import load_backdoor
+from backdrift.io.evidence import save_images
+from backdrift.io.load import load
+from backdrift.io.plan import plan
+from backdrift.metrics.bootstrap import Mean
+from backdrift.metrics.draws import latents
+from cells import write
+
+RESULTS = Path("results/clipping-path.json")
+N, STEPS, FRAMES, SEED = 32, 1000, 10, 0
+IN_STRIP = 2
+"""Samples in the picture, of the first model."""
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measures what is missing, then writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--suite", default="attack-lab")
+    parser.add_argument("--steps", type=int, default=STEPS, help="Of DDPM.")
+    options = parser.parse_args()
+    found = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
+    for name, recipe in load_suite(options.suite).models.items():
+        there = recipe.attack == "baddiffusion" and (options.zoo / name / "model_index.json").exists()
+        if there and name not in found:
+            drawn = None if found else Path("docs/clipping-path.png")
+            found[name] = measure(options.zoo / name, options.steps, drawn)
+            told = {"sampler": "ddpm", "steps": options.steps, "seed": SEED, "models": found}
+            write(RESULTS, json.dumps(told, indent=1) + "\n")
+            print(name, f"{found[name][-1]['position']['value']:.2f}", flush=True)
+    write(Path("docs/clipping-path.md"), page(json.loads(RESULTS.read_text()), options.suite))
+
+
+def measure(folder: Path, steps: int, drawn: Path | None) -> list[Row]:
+    """Position of the clipped latents at every frame, some of which may go into a picture."""
+    planted, model = load_backdoor(folder), load(plan(folder))
+    clipping = build("repair", "clipping", {})(model, seed=SEED).hook
+
+    def walk(triggered: bool, clipped: bool) -> tuple[torch.Tensor, list[int]]:
+        return latents(
+            model,
+            planted.injection if triggered else None,
+            sampler="ddpm",
+            steps=steps,
+            n=N,
+            seed=SEED,
+            frames=FRAMES,
+            hook=clipping if clipped else None,
+        )
+
+    (there, times), (back, _) = walk(True, False), walk(True, True)
+    away = (there - walk(False, False)[0]).mean(dim=0)
+    apart = back - walk(False, True)[0]
+    if drawn is not None:
+        strips = torch.cat([there[:IN_STRIP], back[:IN_STRIP]])
+        save_images(strips.flatten(0, 1), drawn, columns=len(times))
+    rows = []
+    for frame, time in enumerate(times):
+        mean = Mean(SEED)
+        mean.update((apart[:, frame] * away[frame]).sum(dim=(1, 2, 3)) / away[frame].square().sum())
+        rows.append({"timestep": time, "position": asdict(mean.compute())})
+    return rows
+
+
+def page(found: dict[str, Any], suite: str) -> str:
+    """Markdown."""
+    models: dict[str, list[Row]] = found["models"]
+    first, frames = next(iter(models.items()))
+    lines = [
+        "# Where clipping leads triggered latents",
+        "",
+        f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/clipping_path.py --zoo zoo`; "
+        f"numbers and intervals are in `{RESULTS}`. n = {N}, DDPM in {found['steps']} steps, one seed, "
+        "[95% interval]. From the same noise the same steps are done with and without the trigger. Their "
+        "mean difference without clipping is the way to the target; the table says how far along it the "
+        "difference is when every state is clipped to [-1, 1]: 1 where it was, 0 at the clean ones.",
+        "",
+        "| model | " + " | ".join(f"t = {row['timestep']}" for row in frames) + " |",
+        "|" + "---|" * (len(frames) + 1),
+    ]
+    for name, rows in models.items():
+        middle = [f"{row['position']['value']:.2f}" for row in rows[:-1]]
+        last = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**rows[-1]["position"])
+        lines.append("| " + " | ".join([name, *middle, last]) + " |")
+    lines += ["", f"![Latents of {first} on their way](clipping-path.png)", ""]
+    about = f"{first}: {IN_STRIP} samples with the trigger, above as they come, below with clipping."
+    return "\n".join([*lines, about, ""])
+
+
+if __name__ == "__main__":
+    main()
