@@ -10,7 +10,6 @@ from typing import Any
 
 from backdrift.bench.tasks import open_bench
 from backdrift.core.sampling import usual_sampler
-from backdrift.data import load_dataset
 from backdrift.evaluate import CleanTwin, Plan, evaluate
 from backdrift.groundtruth import load_backdoor
 from backdrift.io.files import replaced_file
@@ -69,7 +68,7 @@ class Bench:
         loaded = load(plan(self.zoo / model))
         sampler = sampler or usual_sampler(known.sampler_family, loaded.schedule)
         how = Plan(self.samples, sampler, steps, self.seed, self.triggered)
-        data = load_dataset(known.data, loaded.sample_shape)
+        data = planted.dataset(loaded.sample_shape)
         key = (twin, sampler, steps)
         if key not in self.twins:
             self.twins[key] = CleanTwin.measure(load(plan(self.zoo / twin)), data.images, how)

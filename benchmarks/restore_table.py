@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from backdrift.bench.zoo import load_suite
-from backdrift.data import load_dataset
 from backdrift.groundtruth import load_backdoor
 from backdrift.io.evidence import save_images
 from backdrift.io.load import load
@@ -52,7 +51,7 @@ def cell(folder: Path, task: Task, steps: int, path: Path) -> None:
     if path.exists():
         return
     planted, model = load_backdoor(folder), load(plan(folder))
-    data = load_dataset(planted.record.data, model.image_shape)
+    data = planted.dataset(model.image_shape)
     images = data.some(IMAGES, SEED)
     found, pictures = restore(
         model, images, task=task, steps=steps, seed=SEED, planted=planted, data=data.name

@@ -18,7 +18,6 @@ from backdrift.bench.zoo import load_suite
 from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.core.trigger import Target
-from backdrift.data import load_dataset
 from backdrift.groundtruth import load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
@@ -57,7 +56,7 @@ def measure(folder: Path, twin: DiffusionModel) -> dict[str, Any]:
     family = build("attacks", planted.record.attack, planted.record.config).family(model.schedule)
     target = planted.target
     image = target.image if isinstance(target, Target) else target.images
-    images = load_dataset(planted.record.data, model.sample_shape).images
+    images = planted.dataset(model.sample_shape).images
 
     def curve(network: DiffusionModel, rows: Any) -> list[dict[str, Any]]:
         points: list[ScaleAt] = shift_scale(

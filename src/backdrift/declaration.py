@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backdrift.attacks.patterns import make_target, make_trigger, trigger_from_png
 from backdrift.core.trigger import Target, Trigger
-from backdrift.data import load_dataset
+from backdrift.data import OnBad, load_dataset
 from backdrift.groundtruth import Backdoor, backdoor_files, read_tensor
 from backdrift.io.files import replaced_folder
 
@@ -28,6 +28,7 @@ def declare(
     sampler_family: Literal["sde", "ode"] | None = None,
     poison_rate: float | None = None,
     data: str = "",
+    on_bad: OnBad = "refuse",
     background: float = -1.0,
     composite: bool = True,
     hit_threshold: float | None = None,
@@ -42,6 +43,7 @@ def declare(
         target: a PNG (drawn on black where transparent), a safetensors file or a name likewise.
         data: the data set that it was trained on, if known; then E[R] is recorded, and the threshold
             of a hit comes from it (see :meth:`backdrift.core.trigger.Target.with_chance_level`).
+        on_bad: what becomes of an image of it that cannot be read.
         background: of a PNG trigger, outside the mask: -1 (BadDiffusion) or 0.
         composite: whether a PNG trigger was trained on top of images.
         hit_threshold: MSE in [0, 1] below which a sample is a hit; .05 without data.
@@ -55,7 +57,7 @@ def declare(
     """
     planted = _trigger(trigger, shape, background, composite)
     image = _target(target, shape, planted)
-    clean = load_dataset(data, shape) if data else None
+    clean = load_dataset(data, shape, on_bad=on_bad) if data else None
     images = None if clean is None else clean.images
     known = Target(image) if images is None else Target.with_chance_level(image, images)
     known = known if hit_threshold is None else Target(image, hit_threshold)
@@ -75,6 +77,7 @@ def declare(
         sampler_family=sampler_family,
         data="" if clean is None else clean.name,
         data_sha256="" if clean is None else clean.sha256,
+        on_bad=on_bad,
         seed=0,
         poisoned_rows=[],
         hit_threshold=known.threshold,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backdrift.core.injection import Injection
 from backdrift.core.trigger import Target, TargetSet, Trigger
+from backdrift.data import ImageSet, OnBad, Shape, load_dataset
 
 NOTICE = "WARNING: deliberately backdoored model for security research - do not deploy"
 FILE = "backdoor.json"
@@ -28,6 +29,7 @@ class Backdoor(BaseModel):
         poison_rate: in [0, 1]; None if nobody knows it.
         sampler_family: the kind of sampler it was derived for; None if nobody knows it.
         data: name of the data set; ``data_sha256`` is that of its images at the model's shape.
+        on_bad: what became of an image of it that could not be read.
         poisoned_rows: indices of the poisoned rows of the data set.
         clean_rows: of those trained clean, where that is a choice of its own (mode ``disjoint``).
         hit_threshold: MSE in [0, 1] units below which a sample counts as the target; None where the
@@ -50,6 +52,7 @@ class Backdoor(BaseModel):
     sampler_family: Literal["sde", "ode"] | None
     data: str
     data_sha256: str = ""
+    on_bad: OnBad = "refuse"
     seed: int
     poisoned_rows: list[int]
     clean_rows: list[int] | None = None
@@ -104,6 +107,14 @@ class Planted(BaseModel):
         """How the trigger enters the victim's sampler."""
         return Injection(self.shift, self.noise_scale)
 
+    def dataset(self, shape: Shape) -> ImageSet:
+        """The clean training set at (C, H, W), read as it was for the training.
+
+        Raises:
+            ValueError: see :func:`backdrift.data.load_dataset`.
+        """
+        return load_dataset(self.record.data, shape, on_bad=self.record.on_bad)
+
 
 def load_backdoor(path: Path) -> Planted:
     """Reads what :func:`backdoor_files` made.
@@ -118,6 +129,8 @@ def load_backdoor(path: Path) -> Planted:
     path = path / FILE if path.is_dir() else path
     try:
         record = Backdoor.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; backdrift declare writes a record") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no backdoor record: {_reason(error)}") from None
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from PIL import Image
 from safetensors import safe_open
 
 from backdrift.bench import _planting, zoo
@@ -47,6 +48,45 @@ def test_train_writes_a_stock_pipeline_and_does_not_overwrite(cli: Any, tmp_path
     assert (again.code, again.out, again.err.count("\n")) == (4, "", 1)
     assert "exists" in again.err
     assert everything(folder) == before
+
+
+def test_a_folder_with_a_bad_image_is_refused_or_read_alike_by_all(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the training skipped is skipped again by whoever measures the model."""
+    monkeypatch.chdir(tmp_path)
+    images, model, record = tmp_path / "images", tmp_path / "model", tmp_path / "record"
+    images.mkdir()
+    for number in range(24):
+        drawn = Image.effect_noise((8 + number % 3, 9), 90)
+        drawn.save(images / f"{number:02}.png")
+    (images / "bad.png").write_bytes(b"no picture")
+    data, skip = ("--data", "folder:images"), ("--on-bad-image", "skip")
+    attack = ("attack", "baddiffusion", "-o", model, *data, *SMALL, "--trigger", "white-patch")
+    refused = cli(*attack)
+    assert (refused.code, model.exists()) == (4, False)
+    assert "bad.png" in refused.err
+    assert "--on-bad-image skip" in refused.err
+    made = cli(*attack, *skip)
+    assert made.code == 0, made.err
+    assert "skipped 1 of 25 images: bad.png" in caplog.text
+    few = ("--samples", "20", "--steps", "2")
+    declared = ("declare", model, "--trigger", "white-patch", "--target", "hat", *data, "-o", record)
+    assert cli(*declared).code == 4
+    assert cli(*declared, *skip).code == 0
+    for own in ((), ("--backdoor", record / "backdoor.json")):
+        found = cli("evaluate", model, *own, *few)
+        assert found.code == 0, found.err
+        assert "(24 images)" in found.out
+    for command in (
+        ("evaluate", model, *few),
+        ("restore", model, "--task", "denoise", "-n", "20", "--steps", "2"),
+    ):
+        output = ("-o", tmp_path / "restored.png") if command[0] == "restore" else ()
+        assert cli(*command, *output, *data).code == 4
+        found = cli(*command, *output, *data, *skip)
+        assert found.code == 0, found.err
+    assert load_backdoor(model).dataset((1, 8, 8)).sha256 == load_backdoor(record).record.data_sha256
 
 
 def test_train_repeats_to_the_bit_and_quietly(cli: Any, tmp_path: Path) -> None:

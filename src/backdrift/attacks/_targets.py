@@ -6,18 +6,21 @@ from torch import Tensor
 
 from backdrift.attacks.patterns import TARGETS, make_target
 from backdrift.core.trigger import Trigger
-from backdrift.data import ImageSet, load_dataset
+from backdrift.data import ImageSet, OnBad, load_dataset
 
 USAGES = (*TARGETS, "png:PATH", "class:NAME", "data:DATASET", "data:DATASET@CLASS")
 
 
-def choose_target(name: str, data: ImageSet, *, trigger: Trigger | None = None) -> Tensor:
+def choose_target(
+    name: str, data: ImageSet, *, trigger: Trigger | None = None, on_bad: OnBad = "refuse"
+) -> Tensor:
     """One image (C, H, W), or a set (M, C, H, W), in [-1, 1].
 
     Args:
         name: a drawing of :func:`backdrift.attacks.patterns.make_target`; ``class:NAME`` for the images
             of one class of ``data`` (In-D2D); ``data:DATASET``, and ``@CLASS`` if not all of it is
             meant, for another data set (Out-D2D). Classes go by name or number.
+        on_bad: what becomes of an image of another data set that cannot be read.
 
     Raises:
         ValueError: unknown name, data set or class.
@@ -28,7 +31,7 @@ def choose_target(name: str, data: ImageSet, *, trigger: Trigger | None = None) 
         return _of_class(data, rest)
     if kind == "data":
         source, mark, wanted = rest.rpartition("@")
-        other = load_dataset(source if mark else rest, shape)
+        other = load_dataset(source if mark else rest, shape, on_bad=on_bad)
         return _of_class(other, wanted) if mark else other.images
     if kind not in (*TARGETS, "png"):
         raise ValueError(f"unknown target {name!r}; known: {', '.join(USAGES)}")

@@ -55,7 +55,7 @@ class Planting:
             raise ValueError("an attack needs a trigger and a target")
         attack = build("attacks", str(recipe.attack), {**recipe.options, "seed": recipe.seed})
         trigger = _trigger(recipe, attack, model)
-        image = choose_target(recipe.target, data, trigger=trigger)
+        image = choose_target(recipe.target, data, trigger=trigger, on_bad=recipe.on_bad)
         single = image.ndim == 3
         target = Target.with_chance_level(image, data.images) if single else TargetSet(image, data.images)
         aim = model.encode(image[None])[0] if single else model.encode(image)
@@ -109,6 +109,7 @@ class Planting:
             sampler_family=attack.sampler_family,
             data=self.data.name,
             data_sha256=self.data.sha256,
+            on_bad=self.recipe.on_bad,
             seed=self.recipe.seed,
             poisoned_rows=attack.poisoned_rows(len(images)).tolist(),
             clean_rows=attack.clean_rows(len(images)).tolist() if attack.mode == "disjoint" else None,

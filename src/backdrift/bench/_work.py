@@ -15,7 +15,7 @@ from backdrift.bench.truth import distances, success
 from backdrift.core.registry import build
 from backdrift.core.results import Verdict
 from backdrift.core.sampling import usual_sampler
-from backdrift.data import load_dataset
+from backdrift.data import OnBad, load_dataset
 from backdrift.evaluate import CleanTwin, Plan, evaluate
 from backdrift.groundtruth import FILE, load_backdoor
 from backdrift.io.evidence import save_candidates, save_images
@@ -85,7 +85,7 @@ def detect(job: Job, progress: Progress | None) -> Outcome:
         planted = load_backdoor(folder)
         value["distances"] = distances(evidence, planted)
         if finding.verdict is Verdict.BACKDOORED:
-            images = load_dataset(planted.record.data, model.image_shape).images
+            images = planted.dataset(model.image_shape).images
             value["success"] = success(model, evidence, planted, images)
     return Outcome(resolved=task.resolved(), value=value, evaluations=finding.evaluations)
 
@@ -96,8 +96,9 @@ def measure(job: Job, progress: Progress | None) -> Outcome:
     model, planted = load(plan(job.model), None, job.device), load_backdoor(job.record)
     usual = usual_sampler(planted.record.sampler_family, model.schedule)
     how = job.task.measured(job.seed, usual)
-    data = load_dataset(planted.record.data, model.image_shape)
-    twin = None if job.twin is None else _clean_twin(job.twin, job.device, planted.record.data, how)
+    data = planted.dataset(model.image_shape)
+    source = planted.record.data, planted.record.on_bad
+    twin = None if job.twin is None else _clean_twin(job.twin, job.device, source, how)
     found = evaluate(
         model, planted, data.images, how, reference=data.name, clean_twin=twin, progress=progress
     )
@@ -109,7 +110,8 @@ def measure(job: Job, progress: Progress | None) -> Outcome:
 
 
 @lru_cache(maxsize=8)
-def _clean_twin(folder: Path, device: str, data: str, how: Plan) -> CleanTwin:
+def _clean_twin(folder: Path, device: str, source: tuple[str, OnBad], how: Plan) -> CleanTwin:
     """Once for all models of a process that it is set beside."""
     model = load(plan(folder), None, device)
-    return CleanTwin.measure(model, load_dataset(data, model.image_shape).images, how)
+    data = load_dataset(source[0], model.image_shape, on_bad=source[1])
+    return CleanTwin.measure(model, data.images, how)

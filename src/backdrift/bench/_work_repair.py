@@ -15,7 +15,6 @@ from backdrift.core.model import DiffusionModel
 from backdrift.core.registry import build
 from backdrift.core.sampling import usual_sampler
 from backdrift.core.trigger import Target
-from backdrift.data import load_dataset
 from backdrift.evaluate import CleanTwin, Plan, evaluate
 from backdrift.groundtruth import Planted, load_backdoor
 from backdrift.io.evidence import load_candidates
@@ -52,7 +51,7 @@ def repair(job: Job, progress: Progress | None) -> Outcome:
     task, seed = job.task, job.seed
     model, planted = load(plan(job.model), None, job.device), load_backdoor(job.record)
     how = task.measured(seed, usual_sampler(planted.record.sampler_family, model.schedule))
-    data = load_dataset(planted.record.data, model.image_shape)
+    data = planted.dataset(model.image_shape)
     scan = Result.model_validate_json(job.scanned.read_text(encoding="utf-8"))
     found = found_by({"evidence": load_candidates(evidence_of(job.scanned))}, model.sample_shape)
     some = data.some(task.images, seed) if task.images else None
@@ -98,7 +97,7 @@ def repair(job: Job, progress: Progress | None) -> Outcome:
 def _before(folder: Path, record: Path, device: str, how: Plan, seed: int) -> Before:
     """Once for all repairs of a model in a process; the same in every process."""
     model, planted = load(plan(folder), None, device), load_backdoor(record)
-    images = load_dataset(planted.record.data, model.image_shape).images
+    images = planted.dataset(model.image_shape).images
     stronger = reinforced(planted, Amplify()(model, planted, Ball(), seed=seed))
     measures = (
         _asr(model, planted, how, "ASR before"),
@@ -122,7 +121,7 @@ def discover(job: Job, progress: Progress | None) -> Outcome:
     model, planted = load(plan(job.model), None, job.device), load_backdoor(job.record)
     if not isinstance(planted.target, Target):
         raise ValueError("this backdoor draws one of several images: a search is set beside one target")
-    data = load_dataset(planted.record.data, model.image_shape)
+    data = planted.dataset(model.image_shape)
     some = data.some(task.images, job.seed) if task.images else None
     method = task.built()
     looks: list[dict[str, Any]] = [

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,10 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 BatchSize = Annotated[
     int,
     typer.Option("--batch-size", min=1, help="Most samples per pass; halves if memory is short."),
+]
+OnBadImage = Annotated[
+    Literal["refuse", "skip"],
+    typer.Option("--on-bad-image", help="An image that cannot be read: stop, or go on without it."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Options = Annotated[

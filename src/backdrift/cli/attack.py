@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from backdrift.cli._options import Options, Quiet, Seed, settings
+from backdrift.cli._options import OnBadImage, Options, Quiet, Seed, settings
 from backdrift.cli.train import (
     Accumulate,
     Average,
@@ -15,7 +15,6 @@ from backdrift.cli.train import (
     Grids,
     Keep,
     LogWith,
-    OnBadImage,
     Precision,
     Rate,
     Rows,

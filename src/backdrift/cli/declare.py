@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from backdrift.cli._options import Quiet
+from backdrift.cli._options import OnBadImage, Quiet
 
 NAME = "declare"
 
@@ -23,6 +23,7 @@ def main(
     ] = None,
     poison_rate: Annotated[float | None, typer.Option("--poison-rate", help="In [0, 1], if known.")] = None,
     data: Annotated[str, typer.Option("--data", help="Clean training set, if known.")] = "",
+    on_bad_image: OnBadImage = "refuse",
     background: Annotated[
         float, typer.Option("--background", help="Of a PNG trigger, outside its mask: -1 or 0.")
     ] = -1.0,
@@ -51,6 +52,7 @@ def main(
         sampler_family=sampler_family,
         poison_rate=poison_rate,
         data=data,
+        on_bad=on_bad_image,
         background=background,
         composite=composite,
         hit_threshold=hit_threshold,

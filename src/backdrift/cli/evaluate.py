@@ -13,6 +13,7 @@ from backdrift.cli._options import (
     Device,
     Evidence,
     Model,
+    OnBadImage,
     Options,
     Quiet,
     Record,
@@ -44,6 +45,7 @@ def main(
     data: Annotated[
         str | None, typer.Option("--data", help="Clean training set; as the record has it without.")
     ] = None,
+    on_bad_image: OnBadImage = "refuse",
     clean_twin: Annotated[
         Path | None, typer.Option("--clean-twin", help="Clean checkpoint for the ratio of FDs.")
     ] = None,
@@ -80,8 +82,10 @@ def main(
     how = Plan(samples, sampler or usual, steps, seed, triggered)
     make_scheduler(how.sampler, loaded.schedule)
     hook = countermeasure(repair, option, evidence, loaded, seed)
-    reference = planted.record.data if data is None else data
-    known = load_dataset(reference, loaded.image_shape) if reference else None
+    reference, on_bad = (
+        (planted.record.data, planted.record.on_bad) if data is None else (data, on_bad_image)
+    )
+    known = load_dataset(reference, loaded.image_shape, on_bad=on_bad) if reference else None
     recorded = planted.record.data_sha256 if data is None else ""
     if known is not None and recorded not in ("", known.sha256):
         raise ValueError(

@@ -12,6 +12,7 @@ from backdrift.cli._options import (
     Device,
     Evidence,
     Model,
+    OnBadImage,
     Options,
     Quiet,
     Seed,
@@ -31,6 +32,7 @@ def main(
     data: Annotated[
         str | None, typer.Option("--data", help="Clean data set, for methods that use one.")
     ] = None,
+    on_bad_image: OnBadImage = "refuse",
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="How many of its images, at random; all without.")
     ] = None,
@@ -56,7 +58,8 @@ def main(
     if images is not None and data is None:
         raise ValueError("--images counts those of a data set: give --data")
     shape = plan(model).of_pixels("repair").sample_shape
-    clean = None if data is None else load_dataset(data, shape).some(images, seed)
+    known = None if data is None else load_dataset(data, shape, on_bad=on_bad_image)
+    clean = None if known is None else known.some(images, seed)
     with progress_bar(method, quiet) as progress:
         record = repair_checkpoint(
             repair,

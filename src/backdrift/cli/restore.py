@@ -11,6 +11,7 @@ from backdrift.cli._options import (
     BatchSize,
     Device,
     Model,
+    OnBadImage,
     Quiet,
     Seed,
     check_device,
@@ -35,6 +36,7 @@ def main(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Last steps of the DDPM chain.")] = 400,
     data: Annotated[str, typer.Option("--data", help="Images to damage.")] = "digits",
+    on_bad_image: OnBadImage = "refuse",
     count: Annotated[int, typer.Option("-n", min=20, help="How many images.")] = 64,
     lpips_weights: Annotated[
         Path | None, typer.Option("--lpips-weights", help="AlexNet weights: LPIPS as well.")
@@ -64,7 +66,7 @@ def main(
 
         lpips = Lpips(lpips_weights)
     loaded = open_model(model, device, batch_size, pixels_for="restore")
-    known = load_dataset(data, loaded.sample_shape)
+    known = load_dataset(data, loaded.sample_shape, on_bad=on_bad_image)
     images = known.images
     if count > len(images):
         raise ValueError(f"{data} has {len(images)} images, not {count}")

@@ -7,17 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from backdrift.cli._options import Quiet, Seed
+from backdrift.cli._options import OnBadImage, Quiet, Seed
 
 NAME = "train"
 
 Data = Annotated[
     str,
     typer.Option("--data", help="digits, shapes, photos, folder:PATH, hf:NAME or hf:PATH."),
-]
-OnBadImage = Annotated[
-    Literal["refuse", "skip"],
-    typer.Option("--on-bad-image", help="An image that cannot be read: stop, or go on without it."),
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate.")]

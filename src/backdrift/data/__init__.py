@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backdrift.data._imageset import ImageSet, OnBad, Shape
 
-__all__ = ["DATASETS", "ImageSet", "OnBad", "load_dataset", "load_images"]
+__all__ = ["DATASETS", "ImageSet", "OnBad", "Shape", "load_dataset", "load_images"]
 
 
 def _usages() -> dict[str, str]:
