@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from backdrift.bench import _planting, zoo
 from backdrift.bench.recipes import Recipe, make
@@ -48,6 +49,23 @@ def test_train_writes_a_stock_pipeline_and_does_not_overwrite(cli: Any, tmp_path
     assert (again.code, again.out, again.err.count("\n")) == (4, "", 1)
     assert "exists" in again.err
     assert everything(folder) == before
+
+
+def test_a_tracker_gets_what_the_log_gets(cli: Any, tmp_path: Path) -> None:
+    ran = cli("train", "-q", "-o", tmp_path / "clean", *SMALL, "--log-with", "tensorboard")
+    assert ran.code == 0, ran.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean", "clean.jsonl", "clean.runs"]
+    events = EventAccumulator(str(tmp_path / "clean.runs" / "clean"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert logged
+    assert {one.step: one.value for one in events.Scalars("loss")} == pytest.approx(logged)
+    wrong = cli("train", "-q", "-o", tmp_path / "wrong", *SMALL, "--log-with", "nosuch")
+    assert (wrong.code, wrong.err) == (
+        4,
+        "backdrift: no tracker 'nosuch' is installed; there: tensorboard\n",
+    )
 
 
 def test_a_folder_with_a_bad_image_is_refused_or_read_alike_by_all(

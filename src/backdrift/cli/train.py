@@ -28,7 +28,9 @@ Average = Annotated[float, typer.Option("--ema", help="Decay of an average of th
 Precision = Annotated[str, typer.Option("--mixed-precision", help="no, fp16 or bf16.")]
 LogWith = Annotated[
     str | None,
-    typer.Option("--log-with", help="A tracker, tensorboard say; OUTPUT.jsonl is always written."),
+    typer.Option(
+        "--log-with", help="A tracker, tensorboard say, into OUTPUT.runs; OUTPUT.jsonl is always there."
+    ),
 ]
 Keep = Annotated[
     list[int] | None,

@@ -50,7 +50,8 @@ def train(
         hook: what learns along, for example a trigger; its state is resumed too.
         state: folder of the resumable state; a run that finds one goes on from there.
         log: JSONL file, see :class:`backdrift.training.course.Course`.
-        log_with: a tracker of accelerate, ``tensorboard`` for example; it writes beside ``log``.
+        log_with: a tracker of accelerate, ``tensorboard`` for example; it writes beside ``log``,
+            into ``NAME.runs``.
         cpu: stay on the CPU where there is a GPU as well.
         watch: called as ``watch(model, step)`` at every checkpoint with the model as it would be if
             training ended there: averaged weights if they are, in evaluation mode.
@@ -135,19 +136,20 @@ def _checkpoint(
 def _accelerator(config: TrainingConfig, log: Path | None, log_with: str | None, cpu: bool) -> Accelerator:
     if log_with is not None and log is None:
         raise ValueError("a tracker writes beside the log: name a log as well")
-    folder = None if log is None else log.parent
+    if log_with is not None and log_with not in _trackers():
+        raise ValueError(f"no tracker {log_with!r} is installed; there: {', '.join(_trackers()) or 'none'}")
+    name = "" if log is None else log.name.removesuffix(".jsonl")
+    runs = None if log is None or log_with is None else log.with_name(f"{name}.runs")
     # a process remembers the precision and the device of its first run otherwise
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, cpu=cpu, log_with=log_with, project_dir=folder
+        mixed_precision=config.mixed_precision, cpu=cpu, log_with=log_with, project_dir=runs
     )
     parts = accelerator.num_processes * config.accumulate
     if config.batch_size % parts:
         raise ValueError(f"{config.batch_size} rows do not fall into {parts} equal parts")
-    if log_with is not None and log is not None:
-        if not accelerator.trackers and log_with not in _trackers():
-            raise ValueError(f"the tracker {log_with!r} is not installed")
-        accelerator.init_trackers(log.name.removesuffix(".jsonl"))
+    if log_with is not None:
+        accelerator.init_trackers(name)
     return accelerator
 
 
