@@ -74,7 +74,7 @@ def test_the_attack_table(zoo: Path, script: Script, tmp_path: Path) -> None:
 def test_a_row_stands_beside_the_clean_model_that_was_trained_alike(script: Script) -> None:
     twin_of = script("attack_table.py", main=False)["twin_of"]
     assert callable(twin_of)
-    for suite, twins in (("attack-lab", {"twin"}), ("attack-rgb", {"twin", "twin-averaged"})):
+    for suite, twins in (("attack-lab", {"twin"}), ("attack-rgb", {"twin"})):
         models = load_suite(suite).models
         found = {name: twin_of(models, recipe) for name, recipe in models.items() if recipe.attack}
         assert set(found.values()) == twins
