@@ -6,7 +6,9 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
     from backdrift.core.results import Report
 
 Send = Callable[[bytes], None]
+
+UNNEEDED = (
+    "aiter", "apex", "auto_round", "bitsandbytes", "cv2", "deepspeed", "dill", "flash_attn",
+    "flash_attn_3", "flash_attn_interface", "flashinfer", "flashpack", "ftfy", "gguf", "jax", "kernels",
+    "librosa", "modelopt", "nltk", "onnxruntime", "optimum", "peft", "sageattention", "sdnq",
+    "sentencepiece", "tensorboard", "tensorflow", "timm", "torchao", "torchsde", "torchvision",
+    "transformers", "wandb", "xformers",
+)  # fmt: skip
+"""What torch, diffusers and accelerate import where it is installed and a scan has no use for. As they are
+imported some of them do what is refused here (dill opens a file for writing), or fail."""
 
 
 def main(job: dict[str, Any]) -> None:
@@ -42,7 +54,8 @@ def main(job: dict[str, Any]) -> None:
 
             check_pickle_file(_path(job))  # what is hostile does not even meet torch
 
-            from backdrift.io.convert import convert
+            with _alone():
+                from backdrift.io.convert import convert
 
             convert(_path(job), job["descriptor"], job["size"])
             send(wire.frame(wire.DONE, b"null"))
@@ -60,10 +73,13 @@ def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
     converted = {name: Path(path) for name, path in job["converted"].items()}
     plan(_path(job), bounds, converted)  # refuses most of what is hostile before torch is there
 
-    import torch
+    with _alone():
+        import torch
 
-    from backdrift.core.registry import file_options
-    from backdrift.scanner import scan
+        from backdrift.core.registry import file_options
+        from backdrift.scanner import scan
+
+        import_module("backdrift.core.sampling")  # the schedulers of diffusers
 
     if job["threads"] is not None:
         torch.set_num_threads(job["threads"])
@@ -83,6 +99,18 @@ def _scan(job: dict[str, Any], held: list[Any], send: Send) -> None:
     report.limits = held
     wire.send_report(report, send)
     send(wire.frame(wire.DONE, b"null"))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Meanwhile the packages of ``UNNEEDED`` seem not to be installed."""
+    hidden = [name for name in UNNEEDED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # so an import of it fails
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _path(job: dict[str, Any]) -> Path:
