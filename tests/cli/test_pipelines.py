@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import backdrift
 from backdrift.cli.main import call
 from tiny import tiny_checkpoint
 
@@ -108,6 +109,19 @@ def test_standard_output_that_was_never_open(scanned: list[str]) -> None:
     one_line(done, 2, "standard output", "closed")
     done = run(["sh", "-c", '"$@" >&- 2>&-', "sh", *scanned, "-q"])
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate", "MODEL", "--samples", "20", "--steps", "2"], ["explain", "no"]]
+)
+def test_standard_error_that_was_never_open(tmp_path: Path, words: list[str]) -> None:
+    """Progress and complaints are lost, and nothing else is."""
+    model = str(Path(backdrift.__file__).with_name("models") / "backdoored")
+    command = [*BACKDRIFT, *(model if word == "MODEL" else word for word in words)]
+    usual, deaf = run(command), run(["sh", "-c", '"$@" 2>&-', "sh", *command])
+    assert (deaf.returncode, deaf.stderr) == (usual.returncode, "")
+    assert deaf.stdout.split("\n")[:-2] == usual.stdout.split("\n")[:-2]  # the last line has the seconds
+    assert bool(deaf.stdout) == (words[0] == "evaluate")
 
 
 @pytest.fixture

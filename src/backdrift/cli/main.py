@@ -81,6 +81,9 @@ def run() -> None:
     """Runs the command line and exits; no error ends in a traceback or in exit code 1."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.stdout = Closed() if sys.stdout is None else sys.stdout
+    if sys.stderr is None:  # whoever closed it does not want it, nor any file in its place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     # a terminal that lacks a letter still gets the rest
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
     sys.exit(_flushed(call(sys.argv[1:])))
