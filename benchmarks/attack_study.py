@@ -62,13 +62,15 @@ def main() -> None:
 def sections() -> list[tuple[str, list[tuple[str, Place]]]]:
     """Every experiment: its name, and of its cells the label and the place."""
     steps = load_suite(SUITE).models["rate-00"].steps
-    ends = [(r, "fine-tuned", f"rate-{r:02d}") for r in STUDIED]
     return [
         ("poison rate", [(f"{r / 100:g}", ("fine-tuned", f"rate-{r:02d}", None)) for r in RATES]),
         (
             "checkpoint",
-            [(f"{r / 100:g}, {k} steps", ("kept", f"rate-{r:02d}", k)) for r in STUDIED for k in KEPT]
-            + [(f"{r / 100:g}, {steps} steps", (task, model, None)) for r, task, model in ends],
+            [
+                (f"{r / 100:g}, {k or steps} steps", ("kept" if k else "fine-tuned", f"rate-{r:02d}", k))
+                for r in STUDIED
+                for k in (*KEPT, None)
+            ],
         ),
         (
             "training",
@@ -195,7 +197,7 @@ def _by_size(rows: Rows) -> list[str]:
         _verdict("the MSE of the smallest grey box is above that of the largest", grey),
         _verdict(
             "the MSE of the smallest stop sign is not above that of the largest",
-            None if sign is None else not sign,
+            not sign if isinstance(sign, bool) else sign,
         ),
     ]
 
@@ -224,17 +226,19 @@ VERDICTS: dict[str, Callable[[Rows], list[str]]] = {
 }
 
 
-def _verdict(claim: str, holds: bool | None) -> str:
-    return (
-        f"{claim}: {'not measured' if holds is None else 'holds here' if holds else 'does not hold here'}"
-    )
+def _verdict(claim: str, holds: bool | str | None) -> str:
+    known = {None: "not measured", True: "holds here", False: "does not hold here"}
+    return f"{claim}: {holds if isinstance(holds, str) else known[holds]}"
 
 
-def _below(at: dict[Any, Row], lower: Any, upper: Any, name: str) -> bool | None:
-    """Whether one interval lies below the other."""
+def _below(at: dict[Any, Row], lower: Any, upper: Any, name: str) -> bool | str | None:
+    """Whether one interval lies below the other; in words where they overlap."""
     if lower not in at or upper not in at:
         return None
-    return value(at[lower], name)[2] < value(at[upper], name)[1]
+    (_, low, high), (_, low_of_upper, high_of_upper) = (value(at[key], name) for key in (lower, upper))
+    if high < low_of_upper:
+        return True
+    return False if low > high_of_upper else "cannot be told at this n, the intervals overlap"
 
 
 def _holds(at: dict[Any, Row], key: Any, rule: Callable[[Row], bool]) -> bool | None:
@@ -256,7 +260,8 @@ def figure(rows: Rows, name: str, path: Path) -> None:
 
     if not rows:
         return
-    labels = [label.replace(", ", "\n") for label, _ in rows]
+    labels = [label.removesuffix(" steps").replace(", ", "\n") for label, _ in rows]
+    lines = [label.partition("\n")[0] if "\n" in label else "" for label in labels]
     drawn, left = pyplot.subplots(figsize=(max(5.0, 0.85 * len(rows)), 3.4), layout="constrained")
     right = left.twinx()
     for axis, measure in ((left, FD), (right, "MSE")):
@@ -265,16 +270,17 @@ def figure(rows: Rows, name: str, path: Path) -> None:
             [m - a for m, a in zip(middle, low, strict=True)],
             [b - m for m, b in zip(middle, high, strict=True)],
         ]
-        at = range(len(rows))
         if axis is left:
-            axis.bar(at, middle, yerr=spread, color="#9db7d5", ecolor="#47617f", capsize=3)
-        else:
-            axis.errorbar(at, middle, yerr=spread, color="#b3401f", marker="o", capsize=3)
+            axis.bar(range(len(rows)), middle, yerr=spread, color="#9db7d5", ecolor="#47617f", capsize=3)
+        for line in dict.fromkeys(lines if axis is right else ()):
+            at = [i for i, of in enumerate(lines) if of == line]
+            points, bars = [middle[i] for i in at], [[side[i] for i in at] for side in spread]
+            axis.errorbar(at, points, yerr=bars, color="#b3401f", marker="o", capsize=3)
         axis.set_ylim(bottom=0)
     left.set_xticks(range(len(rows)), labels)
-    left.set_xlabel(name)
-    left.set_ylabel(f"{FD} of clean samples (bars)")
-    right.set_ylabel("MSE of triggered samples (line)")
+    left.set_xlabel("poison rate, steps" if any(lines) else name)
+    left.set_ylabel(f"{FD}, clean (bars)")
+    right.set_ylabel("MSE, triggered (lines)")
     save(drawn, path, dpi=130)
     pyplot.close(drawn)
 

@@ -130,7 +130,9 @@ def load_backdoor(path: Path) -> Planted:
     try:
         record = Backdoor.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; backdrift declare writes a record") from None
+        raise ValueError(
+            f"{path} is no backdoor record: no such file; backdrift declare writes one"
+        ) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no backdoor record: {_reason(error)}") from None
     try:

@@ -147,7 +147,8 @@ def test_poison_rates(page: Callable[..., str], tmp_path: Path) -> None:
     def value(cell: Cell) -> dict[str, Any]:
         title, model = cell.given["task"], cell.given["model"]
         poisoned = int(model[-2:]) / 100 if model.startswith(("rate", "scratch")) else 0.1
-        numbers = measures(ASR=0.99, hits_without_trigger=0.0, MSE=1 - poisoned + (title == "ddim"))
+        far = {"ddim": 1, "dpm-solver-pp": -0.4}.get(title, 0)
+        numbers = measures(ASR=0.99, hits_without_trigger=0.0, MSE=1 - poisoned + far)
         distance = {
             "FD(random-conv)": 5.0 if title == "from-scratch" else 1.0,
             "FD(random-conv) ratio": 0.8,
@@ -160,7 +161,10 @@ def test_poison_rates(page: Callable[..., str], tmp_path: Path) -> None:
     assert "the MSE is lower at 50% than at 5%: holds here" in text
     assert "at 10% fine-tuning has the lower FD: holds here" in text
     assert "at 50% the MSE is higher with ddim, 50 steps, than with DDPM: holds here" in text
-    assert "at 50% the MSE is higher with dpm-solver, 20 steps, than with DDPM: does not hold here" in text
+    assert "at 50% the MSE is higher with dpm-solver, 20 steps, than with DDPM: cannot be told" in text
+    assert (
+        "at 50% the MSE is higher with dpm-solver++, 20 steps, than with DDPM: does not hold here" in text
+    )
     assert "not measured" not in text
     assert (tmp_path / "docs" / "page-rates.png").is_file()
     assert (tmp_path / "docs" / "page-steps.png").is_file()
