@@ -41,14 +41,19 @@ def test_packages_that_a_scan_does_not_need_are_not_imported(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """dill, which torch imports where it is, opens a file for writing; others may be broken."""
+    writes = "import os\nopen(os.devnull, 'w')\nraise OSError\n"
     for name in ("dill", "transformers", "peft", "torchvision"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("import os\nopen(os.devnull, 'w')\nraise OSError\n")
+        (tmp_path / name / "__init__.py").write_text(writes)
         about = tmp_path / f"{name}-99.0.dist-info" / "METADATA"
         about.parent.mkdir()
         about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert backdrift.scan_isolated(model, **QUICK).exit_code in (0, 1, 2)
+    (tmp_path / "accelerate.py").write_text(writes)  # needed
+    with pytest.raises(CheckpointError, match=r"a package does as it is imported.*--in-process") as caught:
+        backdrift.scan_isolated(model, **QUICK)
+    assert (caught.value.exit_code, caught.value.rule) == (2, "BD005")
 
 
 def comparable(report: Report) -> Any:

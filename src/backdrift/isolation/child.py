@@ -108,6 +108,13 @@ def _alone() -> Iterator[None]:
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # so an import of it fails
     try:
         yield
+    except (PermissionError, RuntimeError) as error:  # diffusers makes the second of the first
+        if not any(words in str(error) for words in ("not permitted", "is refused")):
+            raise
+        raise RuntimeError(
+            f"a package does as it is imported what the process that scans may not ({error}): "
+            "BACKDRIFT_DEBUG=1 shows which; scan with --in-process, or where it is not installed"
+        ) from error
     finally:
         for name in hidden:
             del sys.modules[name]
