@@ -279,8 +279,8 @@ def inpainting(known: Results) -> Found | None:
 def clipped_latents(known: Results) -> Found | None:
     """Where clipped latents end between those without the trigger, 0, and with it, 1."""
     ends = {m: rows[-1] for one in known.files("clipping-path.json") for m, rows in one["models"].items()}
-    at = [f"{model}: {rated(Estimate(**row['position']))}" for model, row in ends.items()]
-    right = [row["position"]["high"] < 0.5 for row in ends.values()]
+    at = [f"{model}: {rated(Estimate(**row['triggered']))}" for model, row in ends.items()]
+    right = [row["triggered"]["high"] < 0.5 for row in ends.values()]
     return Found("on the way to the target " + "; ".join(at), right) if ends else None
 
 

@@ -31,6 +31,7 @@ RESULTS = Path("results/clipping-path.json")
 N, STEPS, FRAMES, SEED = 32, 1000, 10, 0
 IN_STRIP = 2
 """Samples in the picture, of the first model."""
+WAYS = {"triggered": "with the trigger, clipped", "plain": "without it, clipped"}
 
 Row = dict[str, Any]
 
@@ -50,12 +51,12 @@ def main() -> None:
             found[name] = measure(options.zoo / name, options.steps, drawn)
             told = {"sampler": "ddpm", "steps": options.steps, "seed": SEED, "models": found}
             write(RESULTS, json.dumps(told, indent=1) + "\n")
-            print(name, f"{found[name][-1]['position']['value']:.2f}", flush=True)
+            print(name, *(f"{way} {shown(found[name][-1][way])}" for way in WAYS), flush=True)
     write(Path("docs/clipping-path.md"), page(json.loads(RESULTS.read_text()), options.suite))
 
 
 def measure(folder: Path, steps: int, drawn: Path | None) -> list[Row]:
-    """Position of the clipped latents at every frame, some of which may go into a picture."""
+    """Positions of the clipped latents at every frame, some of which may go into a picture."""
     planted, model = load_backdoor(folder), load(plan(folder))
     clipping = build("repair", "clipping", {})(model, seed=SEED).hook
 
@@ -71,18 +72,26 @@ def measure(folder: Path, steps: int, drawn: Path | None) -> list[Row]:
             hook=clipping if clipped else None,
         )
 
-    (there, times), (back, _) = walk(True, False), walk(True, True)
-    away = (there - walk(False, False)[0]).mean(dim=0)
-    apart = back - walk(False, True)[0]
+    (there, times), (here, _) = walk(True, False), walk(False, False)
+    away = (there - here).mean(dim=0)
+    clipped = {way: walk(way == "triggered", True)[0] for way in WAYS}
     if drawn is not None:
-        strips = torch.cat([there[:IN_STRIP], back[:IN_STRIP]])
+        strips = torch.cat([rows[:IN_STRIP] for rows in (there, *clipped.values())])
         save_images(strips.flatten(0, 1), drawn, columns=len(times))
     rows = []
     for frame, time in enumerate(times):
-        mean = Mean(SEED)
-        mean.update((apart[:, frame] * away[frame]).sum(dim=(1, 2, 3)) / away[frame].square().sum())
-        rows.append({"timestep": time, "position": asdict(mean.compute())})
+        row: Row = {"timestep": time}
+        for way, back in clipped.items():
+            apart, mean = back[:, frame] - here[:, frame], Mean(SEED)
+            mean.update((apart * away[frame]).sum(dim=(1, 2, 3)) / away[frame].square().sum())
+            row[way] = asdict(mean.compute())
+        rows.append(row)
     return rows
+
+
+def shown(position: dict[str, float]) -> str:
+    """With its interval."""
+    return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**position)
 
 
 def page(found: dict[str, Any], suite: str) -> str:
@@ -95,18 +104,19 @@ def page(found: dict[str, Any], suite: str) -> str:
         f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/clipping_path.py --zoo zoo`; "
         f"numbers and intervals are in `{RESULTS}`. n = {N}, DDPM in {found['steps']} steps, one seed, "
         "[95% interval]. From the same noise the same steps are done with and without the trigger. Their "
-        "mean difference without clipping is the way to the target; the table says how far along it the "
-        "difference is when every state is clipped to [-1, 1]: 1 where it was, 0 at the clean ones.",
+        "mean difference is the way to the target; the table says how far along it they are, on the "
+        "average, when every state is clipped to [-1, 1]: 0 where samples without the trigger are when "
+        "nothing is clipped, 1 where those with it are.",
         "",
-        "| model | " + " | ".join(f"t = {row['timestep']}" for row in frames) + " |",
-        "|" + "---|" * (len(frames) + 1),
+        "| model | | " + " | ".join(f"t = {row['timestep']}" for row in frames) + " |",
+        "|" + "---|" * (len(frames) + 2),
     ]
     for name, rows in models.items():
-        middle = [f"{row['position']['value']:.2f}" for row in rows[:-1]]
-        last = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**rows[-1]["position"])
-        lines.append("| " + " | ".join([name, *middle, last]) + " |")
+        for way, text in WAYS.items():
+            cells = [f"{row[way]['value']:.2f}" for row in rows[:-1]]
+            lines.append("| " + " | ".join([name, text, *cells, shown(rows[-1][way])]) + " |")
     lines += ["", f"![Latents of {first} on their way](clipping-path.png)", ""]
-    about = f"{first}: {IN_STRIP} samples with the trigger, above as they come, below with clipping."
+    about = f"{first}, {IN_STRIP} samples each: with the trigger; {'; '.join(WAYS.values())}."
     return "\n".join([*lines, about, ""])
 
 

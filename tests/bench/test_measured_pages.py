@@ -101,12 +101,11 @@ def test_the_path_of_clipped_latents(zoo: Path, script: Script, tmp_path: Path) 
     found = json.loads((tmp_path / "results" / "clipping-path.json").read_text())
     rows = found["models"]["backdoored"]
     assert [row["timestep"] for row in rows][::9] == [949, 49]
-    assert all(
-        row["position"]["low"] <= row["position"]["value"] <= row["position"]["high"] for row in rows
-    )
-    assert rows[0]["position"]["value"] < 1
+    for position in (row[way] for row in rows for way in ("triggered", "plain")):
+        assert position["low"] <= position["value"] <= position["high"]
+    assert rows[0]["plain"]["value"] < rows[0]["triggered"]["value"] < 1
     lines = (tmp_path / "docs" / "clipping-path.md").read_text().splitlines()
-    assert sum(line.startswith("| backdoored | ") for line in lines) == 1
+    assert sum(line.startswith("| backdoored | with") for line in lines) == 2
     assert width(tmp_path / "docs" / "clipping-path.png") == 10 * 9 - 1
 
 
