@@ -226,6 +226,9 @@ VERDICTS: dict[str, Callable[[Rows], list[str]]] = {
 }
 
 
+UNTOLD = "cannot be told at this n"
+
+
 def _verdict(claim: str, holds: bool | str | None) -> str:
     known = {None: "not measured", True: "holds here", False: "does not hold here"}
     return f"{claim}: {holds if isinstance(holds, str) else known[holds]}"
@@ -238,17 +241,20 @@ def _below(at: dict[Any, Row], lower: Any, upper: Any, name: str) -> bool | str 
     (_, low, high), (_, low_of_upper, high_of_upper) = (value(at[key], name) for key in (lower, upper))
     if high < low_of_upper:
         return True
-    return False if low > high_of_upper else "cannot be told at this n, the intervals overlap"
+    return False if low > high_of_upper else UNTOLD
 
 
 def _holds(at: dict[Any, Row], key: Any, rule: Callable[[Row], bool]) -> bool | None:
     return rule(at[key]) if key in at else None
 
 
-def _no_loss(at: dict[Any, Row], keys: Sequence[Any]) -> bool | None:
+def _no_loss(at: dict[Any, Row], keys: Sequence[Any]) -> bool | str | None:
     if not all(k in at for k in keys):
         return None
-    return all(value(at[k], RATIO)[1] <= 1 for k in keys)
+    ratios = [value(at[k], RATIO) for k in keys]
+    if any(low > 1 for _, low, _ in ratios):
+        return False
+    return True if all(high <= 1 for _, _, high in ratios) else UNTOLD
 
 
 def figure(rows: Rows, name: str, path: Path) -> None:

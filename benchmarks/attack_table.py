@@ -11,7 +11,6 @@ base as long. The picture has samples of each model, without and with its trigge
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from cells import RATIO, Bench, save, shown, write
 TRIGGERED = 512
 SAMPLES, STEPS, FEWER = 6000, 50, 20
 """Clean samples and steps of DDPM; DDIM draws as many more as its fewer steps allow at the same cost."""
-TRAINING = ("base", "data", "seed", "steps", "batch_size", "learning_rate", "accumulate", "ema")
-"""What a model and its clean twin have in common."""
 SHOWN = 8
 """Samples in the picture, of each kind."""
 
@@ -42,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--suite", default="attack-lab")
-    parser.add_argument("--twin", help="By default the clean model that was trained alike.")
+    parser.add_argument("--twin", default="twin")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="Clean ones, with DDPM.")
     parser.add_argument("--steps", type=int, default=STEPS, help="Of DDPM.")
     parser.add_argument("--only", nargs="*", help="Models to measure; the table shows what is there.")
@@ -54,12 +51,12 @@ def main() -> None:
     }
     benches = {way: Bench(options.zoo, results, n, TRIGGERED, k) for way, (n, k) in ways.items()}
     rows = []
-    for name, recipe in suite.models.items():
-        if recipe.attack and (options.zoo / name / "backdoor.json").exists():
+    for name in (name for name, recipe in suite.models.items() if recipe.attack):
+        if (options.zoo / name / "backdoor.json").exists():
             family = load_backdoor(options.zoo / name).record.sampler_family
             bench = benches["ddim" if family == "ode" else "ddpm"]
             wanted = options.only is None or name in options.only or bench.path(name).exists()
-            row = bench.cell(name, options.twin or twin_of(suite.models, recipe)) if wanted else None
+            row = bench.cell(name, options.twin) if wanted else None
             rows += [] if row is None else [row]
     said = f" --samples {options.samples} --steps {options.steps}"
     said = "" if (options.samples, options.steps) == (SAMPLES, STEPS) else said
@@ -71,21 +68,12 @@ def main() -> None:
     write(Path("docs") / f"{options.suite}.md", "\n".join(lines))
 
 
-def twin_of(models: Mapping[str, Recipe], recipe: Recipe) -> str:
-    """The clean model of a suite that was trained like this one; without one the script ends."""
-    for name, other in models.items():
-        if other.attack is None and all(getattr(other, k) == getattr(recipe, k) for k in TRAINING):
-            return name
-    raise SystemExit(f"no clean model of the suite was trained like {recipe.text()}: name one by --twin")
-
-
 def command(name: str, recipe: Recipe) -> str:
     """``backdrift attack`` with what a recipe says."""
     words = [f"backdrift attack {recipe.attack} --base zoo/{recipe.base} --data {recipe.data}"]
     words += [f"--trigger {recipe.trigger} --target {recipe.target}"]
     words += [] if recipe.composite is None else ["--composite" if recipe.composite else "--trigger-only"]
     words += [f"--steps {recipe.steps} --rows {recipe.batch_size} --learning-rate {recipe.learning_rate:g}"]
-    words += [f"--ema {recipe.ema:g}"] if recipe.ema else []
     words += [f"--seed {recipe.seed}"] + [f"-P {key}={value}" for key, value in recipe.options.items()]
     return " ".join([*words, f"-o zoo/{name}"])
 

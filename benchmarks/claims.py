@@ -252,7 +252,8 @@ def page(known: checks.Results) -> str:
         "Made by `python benchmarks/claims.py` from `results/`. Each name under *made by* is a benchmark, "
         "`backdrift bench run NAME -o results/NAME`, unless it is a command. 95% intervals. *Holds in "
         "part*: of the comparisons behind a claim, some came out as claimed; *does not hold*: none did, "
-        "or the intervals overlap where one was to lie below the other. Published numbers are at "
+        "or the intervals overlap where one was to lie below the other. An FD ratio counts as no loss "
+        "unless its interval lies above 1. Published numbers are at "
         "32x32 and 256x256 on CIFAR-10 and CelebA-HQ, ours at the scale of their row; FD(random-conv) is "
         "not FID.",
         "",

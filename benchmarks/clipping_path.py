@@ -43,16 +43,19 @@ def main() -> None:
     parser.add_argument("--suite", default="attack-lab")
     parser.add_argument("--steps", type=int, default=STEPS, help="Of DDPM.")
     options = parser.parse_args()
-    found = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
+    settings = {"suite": options.suite, "sampler": "ddpm", "steps": options.steps, "seed": SEED}
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = known["models"] if known.items() >= settings.items() else {}
     for name, recipe in load_suite(options.suite).models.items():
         there = recipe.attack == "baddiffusion" and (options.zoo / name / "model_index.json").exists()
         if there and name not in found:
             drawn = None if found else Path("docs/clipping-path.png")
             found[name] = measure(options.zoo / name, options.steps, drawn)
-            told = {"sampler": "ddpm", "steps": options.steps, "seed": SEED, "models": found}
-            write(RESULTS, json.dumps(told, indent=1) + "\n")
+            write(RESULTS, json.dumps({**settings, "models": found}, indent=1) + "\n")
             print(name, *(f"{way} {shown(found[name][-1][way])}" for way in WAYS), flush=True)
-    write(Path("docs/clipping-path.md"), page(json.loads(RESULTS.read_text()), options.suite))
+    if not found:
+        raise SystemExit(f"{options.zoo} has no model that BadDiffusion made of {options.suite}")
+    write(Path("docs/clipping-path.md"), page(found, options.suite, options.steps))
 
 
 def measure(folder: Path, steps: int, drawn: Path | None) -> list[Row]:
@@ -94,15 +97,14 @@ def shown(position: dict[str, float]) -> str:
     return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**position)
 
 
-def page(found: dict[str, Any], suite: str) -> str:
+def page(models: dict[str, list[Row]], suite: str, steps: int) -> str:
     """Markdown."""
-    models: dict[str, list[Row]] = found["models"]
     first, frames = next(iter(models.items()))
     lines = [
         "# Where clipping leads triggered latents",
         "",
         f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/clipping_path.py --zoo zoo`; "
-        f"numbers and intervals are in `{RESULTS}`. n = {N}, DDPM in {found['steps']} steps, one seed, "
+        f"numbers and intervals are in `{RESULTS}`. n = {N}, DDPM in {steps} steps, one seed, "
         "[95% interval]. From the same noise the same steps are done with and without the trigger. Their "
         "mean difference is the way to the target; the table says how far along it they are, on the "
         "average, when every state is clipped to [-1, 1]: 0 where samples without the trigger are when "

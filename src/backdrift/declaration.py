@@ -11,11 +11,9 @@ from torch import Tensor
 
 from backdrift.attacks.patterns import make_target, make_trigger, trigger_from_png
 from backdrift.core.trigger import Target, Trigger
-from backdrift.data import OnBad, load_dataset
+from backdrift.data import OnBad, Shape, load_dataset
 from backdrift.groundtruth import Backdoor, backdoor_files, read_tensor
 from backdrift.io.files import replaced_folder
-
-Shape = tuple[int, int, int]
 
 
 def declare(

@@ -38,11 +38,10 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
-    def run(name: str, *words: object, main: bool = True) -> dict[str, object]:
+    def run(name: str, *words: object) -> dict[str, object]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         found = runpy.run_path(str(SCRIPTS / name))
-        if main:
-            found["main"]()
+        found["main"]()
         return found
 
     return run
@@ -71,18 +70,6 @@ def test_the_attack_table(zoo: Path, script: Script, tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "smoke.md").read_text() == page
 
 
-def test_a_row_stands_beside_the_clean_model_that_was_trained_alike(script: Script) -> None:
-    twin_of = script("attack_table.py", main=False)["twin_of"]
-    assert callable(twin_of)
-    for suite, twins in (("attack-lab", {"twin"}), ("attack-rgb", {"twin"})):
-        models = load_suite(suite).models
-        found = {name: twin_of(models, recipe) for name, recipe in models.items() if recipe.attack}
-        assert set(found.values()) == twins
-        assert all(models[name].ema == models[twin].ema for name, twin in found.items())
-    with pytest.raises(SystemExit, match="name one by --twin"):
-        twin_of(models, models["trojdiff"].model_copy(update={"steps": 7}))
-
-
 def test_the_shift_scales(zoo: Path, script: Script, tmp_path: Path) -> None:
     script("shift_scale.py", "--suite", "smoke", "--twin", "clean", "--zoo", zoo)
     curves = json.loads((tmp_path / "results" / "shift-scale.json").read_text())["curves"]
@@ -107,6 +94,13 @@ def test_the_path_of_clipped_latents(zoo: Path, script: Script, tmp_path: Path) 
     lines = (tmp_path / "docs" / "clipping-path.md").read_text().splitlines()
     assert sum(line.startswith("| backdoored | with") for line in lines) == 2
     assert width(tmp_path / "docs" / "clipping-path.png") == 10 * 9 - 1
+    script(
+        "clipping_path.py", "--suite", "smoke", "--zoo", zoo, "--steps", 10
+    )  # nothing of the other is left
+    again = json.loads((tmp_path / "results" / "clipping-path.json").read_text())
+    assert [row["timestep"] for row in again["models"]["backdoored"]][::9] == [999, 99]
+    with pytest.raises(SystemExit, match="no model that BadDiffusion made"):
+        script("clipping_path.py", "--zoo", tmp_path / "none")
 
 
 def test_the_page_of_restorations(script: Script, tmp_path: Path) -> None:

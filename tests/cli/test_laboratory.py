@@ -104,6 +104,12 @@ def test_a_folder_with_a_bad_image_is_refused_or_read_alike_by_all(
         assert cli(*command, *output, *data).code == 4
         found = cli(*command, *output, *data, *skip)
         assert found.code == 0, found.err
+    text = (model / "backdoor.json").read_text()
+    (model / "backdoor.json").write_text(text.replace('"on_bad": "skip",\n  "seed"', '"seed"'))
+    assert load_backdoor(model).record.on_bad == "refuse"
+    assert cli("evaluate", model, *few).code == 4
+    assert cli("evaluate", model, *few, *skip).code == 0  # as the line says
+    (model / "backdoor.json").write_text(text)
     assert load_backdoor(model).dataset((1, 8, 8)).sha256 == load_backdoor(record).record.data_sha256
 
 

@@ -82,9 +82,9 @@ def main(
     how = Plan(samples, sampler or usual, steps, seed, triggered)
     make_scheduler(how.sampler, loaded.schedule)
     hook = countermeasure(repair, option, evidence, loaded, seed)
-    reference, on_bad = (
-        (planted.record.data, planted.record.on_bad) if data is None else (data, on_bad_image)
-    )
+    reference = planted.record.data if data is None else data
+    as_recorded = data is None and on_bad_image == "refuse"
+    on_bad = planted.record.on_bad if as_recorded else on_bad_image
     known = load_dataset(reference, loaded.image_shape, on_bad=on_bad) if reference else None
     recorded = planted.record.data_sha256 if data is None else ""
     if known is not None and recorded not in ("", known.sha256):
