@@ -6,6 +6,7 @@
 One JSON per model under results/attack-lab; a run that was killed goes on. ASR with the sampler that the
 attack is measured with; FD of clean samples against the clean twin, which was trained on from the same
 base as long. The picture has samples of each model, without and with its trigger, from the same noise.
+Where the suite keeps models on the way of a training, their ASR is drawn over its steps.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from backdrift.groundtruth import load_backdoor
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.metrics.draws import draw
-from cells import RATIO, Bench, save, shown, write
+from cells import RATIO, Bench, save, shown, value, write
 
 TRIGGERED = 512
 SAMPLES, STEPS, FEWER = 6000, 50, 20
 """Clean samples and steps of DDPM; DDIM draws as many more as its fewer steps allow at the same cost."""
+ON_THE_WAY = 256
+"""Samples of a model in the middle of its training, with the trigger and without."""
+
 SHOWN = 8
 """Samples in the picture, of each kind."""
 
@@ -63,6 +67,14 @@ def main() -> None:
     lines = table(rows, options.suite, suite.description, said, ways)
     sheet(options.zoo, [row["model"] for row in rows], ways, Path("docs") / f"{options.suite}.png")
     lines += ["", f"![Samples without and with the trigger]({options.suite}.png)"]
+    kept = {row["model"]: suite.models[row["model"]] for row in rows}
+    kept = {name: recipe for name, recipe in kept.items() if recipe.keep}
+    steps = {way: Bench(options.zoo, results, ON_THE_WAY, ON_THE_WAY, k) for way, (_, k) in ways.items()}
+    courses = {name: course(steps, name, recipe, options.twin) for name, recipe in kept.items()}
+    if courses:
+        picture = f"{options.suite}-course.png"
+        curves(courses, Path("docs") / picture)
+        lines += course_table(courses, picture)
     lines += ["", "One model alone, once there is a base:", "", "```bash"]
     lines += [command(row["model"], suite.models[row["model"]]) for row in rows] + ["```", ""]
     write(Path("docs") / f"{options.suite}.md", "\n".join(lines))
@@ -108,6 +120,57 @@ def table(
         cells.append(f"{training['recipe']['steps']}, {training['seconds']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def course(benches: dict[str, Bench], name: str, recipe: Recipe, twin: str) -> dict[int, dict[str, Any]]:
+    """The trigger of a model on those that its training went through, its base the first: by step."""
+    zoo = benches["ddpm"].zoo
+    sampler = "ddim" if load_backdoor(zoo / name).record.sampler_family == "ode" else "ddpm"
+    bench = benches[sampler]
+    steps = {0: str(recipe.base), **{step: f"{name}.steps/{step:06d}" for step in recipe.keep}}
+    steps[recipe.steps] = name
+    found = {
+        step: bench.cell(model, twin, record=name, sampler=sampler, steps=bench.steps)
+        for step, model in steps.items()
+    }
+    return {step: row for step, row in found.items() if row is not None}
+
+
+def course_table(courses: dict[str, dict[int, dict[str, Any]]], picture: str) -> list[str]:
+    """Lines of Markdown."""
+    said = f"ASR over the steps of a training (n = {ON_THE_WAY}, the sampler of the row)"
+    lines = [
+        "",
+        f"![{said}]({picture})",
+        "",
+        f"{said}:",
+        "",
+        "| model | step | ASR | MSE |",
+        "|---|---|---|---|",
+    ]
+    for name, points in courses.items():
+        for step, row in points.items():
+            lines.append(f"| {name} | {step} | {shown(row, 'ASR')} | {shown(row, 'MSE')} |")
+    return lines
+
+
+def curves(courses: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
+    """ASR over steps, a line for each model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn, axis = pyplot.subplots(figsize=(6, 3.2))
+    for name, points in courses.items():
+        middle, low, high = zip(*(value(row, "ASR") for row in points.values()), strict=True)
+        (line,) = axis.plot(list(points), middle, marker="o", label=name)
+        axis.fill_between(list(points), low, high, alpha=0.2, color=line.get_color())
+    axis.set(xlabel="training step", ylabel="ASR", ylim=(0, 1.02))
+    axis.legend()
+    drawn.tight_layout()
+    save(drawn, path, dpi=130)
+    pyplot.close(drawn)
 
 
 def sheet(zoo: Path, names: list[str], ways: dict[str, tuple[int, int]], path: Path) -> None:

@@ -64,6 +64,9 @@ def test_the_attack_table(zoo: Path, script: Script, tmp_path: Path) -> None:
     measures = {m["name"]: m for m in json.loads(cell.read_text())["evaluation"]["measures"]}
     assert (measures["ASR"]["n"], measures["FD(random-conv) ratio"]["n"]) == (512, 48)
     assert width(tmp_path / "docs" / "smoke.png") > 500
+    course = [line for line in page.splitlines() if line.startswith("| backdoored | ")]
+    assert [line.split(" | ")[1] for line in course] == ["baddiffusion", "0", "10", "20"]
+    assert width(tmp_path / "docs" / "smoke-course.png") > 500
     written = cell.stat().st_mtime_ns
     script("attack_table.py", *words)
     assert cell.stat().st_mtime_ns == written

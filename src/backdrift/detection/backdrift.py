@@ -21,6 +21,7 @@ from backdrift.inversion._base import Candidate
 from backdrift.inversion.boundary import Boundary
 from backdrift.inversion.fixed_point import FixedPoint
 from backdrift.inversion.joint import Joint
+from backdrift.inversion.noise_scale import NoiseScale
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Stages:
         refined: how many candidates of each family are refined, (SDE, ODE).
         judge: the final look, on fresh seeds.
         nulls: shifts to compare with, names of ``NULLS``.
+        scaled: for backdoors that come with a noise scale of their own; the best find is refined.
+        softer: the share of its norm at which a refined trigger is screened once more: refinement may
+            end beyond the norm at which the backdoor fires. Each screening of refined triggers then
+            has twice as many samples.
     """
 
     search: FixedPoint
@@ -44,18 +49,29 @@ class Stages:
     refined: tuple[int, int]
     judge: Judge
     nulls: tuple[str, ...]
+    scaled: NoiseScale | None = None
+    softer: float | None = None
+
+    @property
+    def second(self) -> Judge:
+        """The look at refined triggers."""
+        return self.screen if self.softer is None else replace(self.screen, samples=2 * self.screen.samples)
 
     @property
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
-        families = sum(number > 0 for number in self.refined)
-        screens = 1 + len(self.search.starts) + sum(self.refined) + 2 * families
+        refined = sum(self.refined) + (self.scaled is not None)
+        kinds = sum(number > 0 for number in self.refined) + (self.scaled is not None)
+        seconds = (1 if self.softer is None else 2) * refined + 2 * kinds
+        firsts = 1 + len(self.search.starts) + (0 if self.scaled is None else 1 + self.scaled.kinds)
         judged = 2 + len(self.nulls)
         return (
             self.search.cost
             + self.edge.cost
-            + screens * self.screen.cost
-            + sum(self.refined) * self.refine.refine_cost
+            + (0 if self.scaled is None else self.scaled.cost)
+            + firsts * self.screen.cost
+            + seconds * self.second.cost
+            + refined * self.refine.refine_cost
             + judged * self.judge.cost
             + RESPONSE_COST
         )
@@ -84,10 +100,12 @@ STAGES = {
         FixedPoint(noises=96, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.9), families=("sde",), deflations=3),
         Boundary(starts=(-0.9, -0.6, 0.45, 0.6, 0.75, 0.9), noises=96),
         Judge(samples=8, steps=25),
-        Joint(steps=300, batch=16, learning_rate=0.04, warm_samples=0),
-        (3, 4),
+        Joint(steps=270, batch=16, learning_rate=0.04, warm_samples=0),
+        (3, 3),
         Judge(samples=32, steps=50),
         NULLS,
+        NoiseScale(),
+        softer=0.75,
     ),
 }
 
@@ -98,6 +116,8 @@ INGREDIENTS: dict[str, Callable[[Stages], Stages]] = {
     "small norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[-1:])),
     "large norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[:1])),
     "boundary": lambda s: replace(s, edge=replace(s.edge, starts=())),
+    "noise scale": lambda s: replace(s, scaled=None),
+    "softer": lambda s: replace(s, softer=None),
     "refinement": lambda s: replace(s, refined=(0, 0)),
     "aimed nulls": lambda s: replace(s, nulls=tuple(n for n in s.nulls if n not in AIMED)),
 }
@@ -130,7 +150,8 @@ class Backdrift:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
-        return {"version": 3, "budget": self.budget, "stages": asdict(self._stages())}
+        stages = {name: part for name, part in asdict(self._stages()).items() if part is not None}
+        return {"version": 3, "budget": self.budget, "stages": stages}
 
     def most_evaluations(self) -> int:
         """What the budget's stages cost at most."""
@@ -169,6 +190,9 @@ class Backdrift:
             case.found("search for SDE backdoors", _unranked(found))
             found += stages.edge(model, seed=seed, progress=shown)
             case.found("search for ODE backdoors", _unranked(found))
+            if stages.scaled is not None:
+                found += stages.scaled(model, seed=seed, progress=shown)
+                case.found("search for backdoors with a noise scale", _unranked(found))
             ranked = _rank(case, stages, found, shown)
             best, final, told = ranked[0][1], derive_seed(seed, "final"), partial(case.judging, ranked)
             trial = Trial.hold(model, stages.judge, best, stages.nulls, final, shown, told)
@@ -198,18 +222,23 @@ def _rank(
     """Screened candidates and their refinements, the best first."""
     model, seed = case.model, case.seed
     look = derive_seed(seed, "screen")
-    sde = screen(model, stages.screen, tuple(c for c in found if c.family == "sde"), look)
-    progress(0, 0, "screened")
     ode = [c for c in found if c.family == "ode"]
-    case.found("screening", sde + _unranked(ode))
-    begun = [c for _, c in sde[: stages.refined[0]]] + ode[: stages.refined[1]]
+    looked = screen(model, stages.screen, tuple(c for c in found if c.family == "sde"), look)
+    progress(0, 0, "screened")
+    case.found("screening", looked + _unranked(ode))
+    sde = [c for _, c in looked if c.scale is None]
+    scaled = [c for _, c in looked if c.scale is not None]
+    begun = sde[: stages.refined[0]] + ode[: stages.refined[1]] + scaled[:1]
     refined = []
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
         refined.append(replace(better, start=f"{candidate.start}, refined"))
-        case.found(f"refinement of {candidate.start}", sde + _unranked([*refined, *ode]))
+        case.found(f"refinement of {candidate.start}", looked + _unranked([*refined, *ode]))
+    if stages.softer is not None:
+        share, said = stages.softer, f", {stages.softer:g} of it"
+        refined += [replace(c, shift=share * c.shift, start=c.start + said) for c in refined]
     aimed = any(name in AIMED for name in stages.nulls)
-    looked = sde + screen(model, stages.screen, tuple(refined), look, aimed=aimed)
+    looked += screen(model, stages.second, tuple(refined), look, aimed=aimed)
     ranked = sorted(looked, key=lambda s: -s[0]) + _unranked(ode)
     case.found("screening of refined triggers", ranked)
     return ranked

@@ -47,6 +47,11 @@ class NoiseScale:
     dim: float = 0.15
 
     @property
+    def kinds(self) -> int:
+        """How many candidates it finds: the best blend and the best patch."""
+        return 2
+
+    @property
     def cost(self) -> int:
         """Network evaluations."""
         return (len(self.scales) + 18) * self.looks + 2 * self.rounds * self.noises
