@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from backdrift.bench.recipes import Recipe
+from backdrift.bench.recipes import Recipe, step_folder
 from backdrift.bench.zoo import load_suite
 from backdrift.core.sampling import usual_sampler
 from backdrift.groundtruth import load_backdoor
@@ -127,7 +127,7 @@ def course(benches: dict[str, Bench], name: str, recipe: Recipe, twin: str) -> d
     zoo = benches["ddpm"].zoo
     sampler = "ddim" if load_backdoor(zoo / name).record.sampler_family == "ode" else "ddpm"
     bench = benches[sampler]
-    steps = {0: str(recipe.base), **{step: f"{name}.steps/{step:06d}" for step in recipe.keep}}
+    steps = {0: str(recipe.base), **{step: str(step_folder(Path(name), step)) for step in recipe.keep}}
     steps[recipe.steps] = name
     found = {
         step: bench.cell(model, twin, record=name, sampler=sampler, steps=bench.steps)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from backdrift.bench.runner import Cell, Outcome, address_of, run_cells
+from backdrift.bench.runner import Cell, Outcome, address_of, run_cells, to_do_again
 
 SCRIPT = """
 import os, sys, time
@@ -78,6 +78,57 @@ def test_what_is_there_is_not_done_again(tmp_path: Path) -> None:
     assert run_cells(cells) == {"one": "done", "two": "done"}
     assert len(calls) == 2
     assert (tmp_path / "one.json").read_bytes() == before
+
+
+def chain(folder: Path, calls: list[str], kind: str) -> list[Cell]:
+    """A base, two models of it, and a task on the first, which is a model too if ``kind`` says so."""
+
+    def make(name: str) -> Callable[[], dict[str, Any]]:
+        def made() -> dict[str, Any]:
+            calls.append(name)
+            (folder / name).mkdir()
+            return {}
+
+        return made
+
+    def one(name: str, kind: str, *needs: Cell) -> Cell:
+        return cell(folder, name, make(name), needs=needs, kind=kind, products=(folder / name,))
+
+    base = one("base", "model")
+    first, second = one("first", "model", base), one("second", "model", base)
+    return [base, first, second, one("last", kind, first)]
+
+
+def test_models_that_are_gone_are_made_again_only_for_who_needs_them(tmp_path: Path) -> None:
+    calls: list[str] = []
+    cells = chain(tmp_path, calls, "detect")
+    run_cells(cells)
+    assert calls == ["base", "first", "second", "last"]
+    for name in calls:
+        (tmp_path / name).rmdir()
+    run_cells(cells)
+    assert len(calls) == 4  # all results are there
+    (tmp_path / "last.json").unlink()
+    assert to_do_again(cells, False) == {tmp_path / "base.json", tmp_path / "first.json"}
+    run_cells(cells)
+    assert calls[4:] == ["base", "first", "last"]
+    (tmp_path / "base").rmdir()
+    (tmp_path / "last.json").unlink()
+    (tmp_path / "last").rmdir()
+    run_cells(cells)
+    assert calls[7:] == ["last"]
+
+
+def test_among_models_alone_the_last_ones_are_wanted(tmp_path: Path) -> None:
+    calls: list[str] = []
+    cells = chain(tmp_path, calls, "model")
+    run_cells(cells)
+    (tmp_path / "base").rmdir()
+    (tmp_path / "second").rmdir()
+    run_cells(cells)
+    assert calls[4:] == ["base", "second"]
+    (tmp_path / "first").rmdir()  # only "last" is made from it, and that is there
+    assert not to_do_again(cells, False)
 
 
 def test_a_failure_is_a_result_and_the_others_go_on(tmp_path: Path) -> None:

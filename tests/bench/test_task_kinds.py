@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,41 @@ def test_the_cells_of_every_kind(done: tuple[Opened, Path]) -> None:
         "anp, bad, seed 0",
     ]
     assert (folder / "cells" / "kept" / "bad@000002-0.json").is_file()
+
+
+def untimed(value: Any) -> Any:
+    """Without the seconds that something took."""
+    if isinstance(value, dict):
+        return {key: untimed(part) for key, part in value.items() if key != "seconds"}
+    return value
+
+
+def test_results_go_on_where_the_models_are_not(
+    done: tuple[Opened, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a fresh clone: JSON alone. What a missing cell needs is made again, and comes out the same."""
+    monkeypatch.setattr(zoo, "UTILITY", (32, 3))
+    monkeypatch.setattr(_planting, "SAMPLES", 32)
+    monkeypatch.setattr(_planting, "STEPS", 4)
+    monkeypatch.setitem(purediffusion.STEPS, "quick", 1)
+    opened, folder = done[0], tmp_path / "results"
+    for path in (path for path in done[1].rglob("*.json") if "evidence" not in path.parts):
+        if path.with_suffix("").is_dir() or "zoo" not in path.parts:
+            (folder / path.relative_to(done[1])).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / path.relative_to(done[1]))
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    assert set(run_bench(opened, folder).values()) == {"done"}
+    assert not (folder / "zoo" / "clean").exists()
+    gone = folder / "cells" / "clip" / "bad-0.json"
+    gone.unlink()
+    assert set(run_bench(opened, folder).values()) == {"done"}
+    changed = {path for path in before if path.read_bytes() != before[path]}
+    scan = folder / "cells" / "scan" / "bad-0.json"
+    assert changed == {gone, scan, folder / "zoo" / "bad.json", folder / "zoo" / "clean.json"}
+    for path in changed:
+        old, new = (Result.model_validate_json(text) for text in (before[path], path.read_bytes()))
+        assert (new.address, new.evaluations) == (old.address, old.evaluations)
+        assert untimed(new.value) == untimed(old.value)
 
 
 def test_a_step_is_the_model_of_that_step(done: tuple[Opened, Path]) -> None:

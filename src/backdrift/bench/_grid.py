@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdrift.bench._task import Kind, Task
-from backdrift.bench._work import Job, detect, measure
+from backdrift.bench._work import Job, detect, evidence_of, measure
 from backdrift.bench._work_amplify import amplify
 from backdrift.bench._work_repair import discover, repair
+from backdrift.bench.recipes import step_folder
 from backdrift.bench.runner import Cell, Outcome, Progress
 from backdrift.bench.zoo import Suite, model_cells
 
@@ -92,11 +93,12 @@ class _Grid:
         extras: dict[str, Any] = {key: cell.address for key, cell in others.items() if cell is not None}
         extras |= {} if step is None else {"step": step}
         devices = [] if self.suite.device == "cpu" else [self.suite.device]
+        path = self.folder / "cells" / title / f"{place}-{seed}.json"
         job = Job(
             task,
             self._checkpoint(name, step),
             seed,
-            self.folder / "cells" / title / f"{place}-{seed}.json",
+            path,
             self.suite.device,
             _folder(self.built[record]),
             None if twin is None else _folder(twin),
@@ -106,11 +108,12 @@ class _Grid:
         about = {"task": title, "model": name} | ({} if step is None else {"step": step})
         cell = Cell(
             name=f"{title}, {name}{'' if step is None else f' at step {step}'}, seed {seed}",
-            path=job.path,
+            path=path,
             key=[task.kind, resolved, self.built[name].address, *devices, *([extras] if extras else [])],
             given=task.model_dump(mode="json", exclude_defaults=True) | about,
             work=partial(WORK[task.kind], job),
             needs=(self.built[name], *(other for other in others.values() if other is not None)),
+            products=(evidence_of(path),) if task.kind == "detect" else (),
             seed=seed,
             threads=self.suite.threads,
             kind=task.kind,
@@ -146,7 +149,7 @@ class _Grid:
         recipe, folder = self.zoo.models[name], _folder(self.built[name])
         if step == 0:
             return _folder(self.built[str(recipe.base)])
-        return folder if step in (None, recipe.steps) else folder.with_name(f"{name}.steps") / f"{step:06d}"
+        return folder if step is None or step == recipe.steps else step_folder(folder, step)
 
 
 def _folder(cell: Cell) -> Path:

@@ -11,7 +11,7 @@ import torch
 from backdrift.amplify import Amplify
 from backdrift.bench._planting import SAMPLES, STEPS
 from backdrift.bench.recipes import Recipe
-from backdrift.bench.runner import Cell
+from backdrift.bench.runner import Cell, finished, to_do_again
 from backdrift.bench.tasks import BenchSuite, Task
 from backdrift.bench.zoo import UTILITY, Suite
 from backdrift.core.registry import build, plugin
@@ -50,7 +50,8 @@ def estimate(
         pace: seconds of one evaluation by a model of a recipe; timed here by default, on networks of
             that size. Training counts as three evaluations a row, which is what it takes.
     """
-    timed = pace or Pace()
+    timed, cells = pace or Pace(), list(cells)
+    again = to_do_again(cells, False)
     lines: dict[str, list[tuple[Cell, int, float]]] = {}
     for cell in cells:
         title = str(cell.given["task"]) if "task" in cell.given else "models"
@@ -59,7 +60,7 @@ def estimate(
         lines.setdefault(title, []).append((cell, spent, spent * timed(zoo.lineage(name)[0])))
     found = []
     for title, rows in lines.items():
-        missing = [row for row in rows if not row[0].path.exists()]
+        missing = [row for row in rows if not finished(row[0], again)]
         total = sum(spent for _, spent, _ in missing)
         found.append(Line(title, len(rows), len(missing), total, sum(s for _, _, s in missing)))
     return found

@@ -170,6 +170,11 @@ def make(
     return cost | {"evaluations": trained + model.evaluations}
 
 
+def step_folder(output: Path, step: int) -> Path:
+    """Where the model of the moment lies, see ``Recipe.keep``."""
+    return output.with_name(f"{output.name}.steps") / f"{step:06d}"
+
+
 def _training(recipe: Recipe, data: ImageSet, number: int) -> TrainingConfig:
     return TrainingConfig(
         steps=recipe.steps,
@@ -193,7 +198,7 @@ def _watch(
 ) -> None:
     if grids:
         _grid(recipe, planting, output, model, step)
-    kept = output.with_name(f"{output.name}.steps") / f"{step:06d}"
+    kept = step_folder(output, step)
     if step not in recipe.keep or kept.exists():
         return
     files = planting.files({"steps": step}, {}) if planting else {}

@@ -88,6 +88,7 @@ class Cell:
         given: the configuration as the suite has it.
         work: does it; ``progress`` is handed on.
         needs: cells that must be done before.
+        products: what it makes beside the result; made again when it is gone and something needs it.
         threads: of torch while it runs.
         kind: ``model``, or that of a task.
         device: ``cuda`` must be there, ``any`` is a GPU where there is one.
@@ -99,6 +100,7 @@ class Cell:
     given: dict[str, Any]
     work: Callable[[Progress | None], Outcome]
     needs: tuple[Cell, ...] = ()
+    products: tuple[Path, ...] = ()
     seed: int = 0
     threads: int = 1
     kind: str = ""
@@ -137,8 +139,10 @@ def run_cells(
     """Works through the cells in order, leaving out those that are there or that another runner holds.
 
     A cell that fails is a result with its error, cells that need it fail with it, the others go on. An
-    interrupt leaves no result of the cell it struck. Two runners on one folder share the work: each
-    cell is held by a lock that the operating system lets go of when its process dies.
+    interrupt leaves no result of the cell it struck. What is gone though its result is there (results
+    travel, models stay behind) is made again if a cell without a result needs it. Two runners on one
+    folder share the work: each cell is held by a lock that the operating system lets go of when its
+    process dies.
 
     Args:
         retry: do failed cells again.
@@ -166,9 +170,24 @@ def run_cells(
 
 
 def to_do_again(cells: Sequence[Cell], retry: bool) -> set[Path]:
-    """Paths of failed results, with ``retry``; raises ``ValueError`` for a result of another content."""
+    """Results that are there, of cells to do all the same.
+
+    Those that failed, with ``retry``, and those whose products are gone where a cell that is to be done
+    needs them. Where all cells are models, those that no other is made from are themselves wanted.
+    Raises ``ValueError`` for a result of another content.
+    """
     before = {cell.path: cell.result() for cell in cells}
-    return {path for path, result in before.items() if retry and result and result.status == "failed"}
+    again = {path for path, result in before.items() if retry and result and result.status == "failed"}
+    todo = [cell for cell in cells if not finished(cell, again)]
+    if all(cell.kind == "model" for cell in cells):
+        means = {needed.path for cell in cells for needed in cell.needs}
+        todo += [cell for cell in cells if cell.path not in means and _gone(cell)]
+        again |= {cell.path for cell in todo if cell.path.exists()}
+    while todo:
+        gone = [needed for needed in todo.pop().needs if needed.path not in again and _gone(needed)]
+        again |= {needed.path for needed in gone}
+        todo += gone
+    return again
 
 
 def finished(cell: Cell, again: Set[Path]) -> bool:
@@ -191,7 +210,7 @@ def attempt(cell: Cell, *, again: bool = False, progress: Progress | None = None
     """Runs a cell unless it has a result or another runner holds it.
 
     Args:
-        again: also when its result is a failure.
+        again: also when its result is a failure, or its products are gone.
 
     Returns:
         Whether it has a result now; False where another runner holds it.
@@ -200,7 +219,7 @@ def attempt(cell: Cell, *, again: bool = False, progress: Progress | None = None
     locks.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(locks / f"{cell.path.stem}.lock", timeout=0):
-            if _failed(cell) if again else not cell.path.exists():
+            if _failed(cell) or _gone(cell) if again else not cell.path.exists():
                 result = _run(cell, _named(cell.name, progress))
                 with replaced_file(cell.path) as fresh:
                     fresh.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -249,6 +268,11 @@ def _run(cell: Cell, progress: Progress | None) -> Result:
 def _failed(cell: Cell) -> bool:
     result = cell.result()
     return result is None or result.status == "failed"
+
+
+def _gone(cell: Cell) -> bool:
+    """Whether it was done, and what it made is not there."""
+    return not all(path.exists() for path in cell.products) and not _failed(cell)
 
 
 def _text(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from backdrift.bench.recipes import Recipe, make
+from backdrift.bench.recipes import Recipe, make, step_folder
 from backdrift.bench.runner import Cell, Outcome, Progress, Result, run_cells
 from backdrift.core.model import DiffusionModel
 from backdrift.data import load_dataset
@@ -170,6 +170,7 @@ def model_cells(suite: Suite, output: Path) -> dict[str, Cell]:
             given=recipe.model_dump(mode="json", exclude_defaults=True),
             work=partial(_build, recipe, output / name),
             needs=(cells[recipe.base],) if recipe.base in cells else (),
+            products=(output / name, *(step_folder(output / name, step) for step in recipe.keep)),
             seed=recipe.seed,
             kind="model",
             device="any",
