@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.training import Batch, TrainingConfig, train
+from backdrift.training.config import draw
 from tiny import SHAPE, tiny_model
 
 ROWS = 16
@@ -104,6 +105,18 @@ def test_half_precision_ends_near(plain: Tensor) -> None:
     assert not torch.equal(half, plain)
     start = torch.cat([p.detach().flatten() for p in tiny_model().network.parameters()])
     assert torch.nn.functional.cosine_similarity(half - start, plain - start, dim=0) > 0.9
+
+
+def test_offset_noise_is_one_constant_for_a_channel_on_top_of_the_same_noise() -> None:
+    config = replace(CONFIG, batch_size=2000)
+    shape = (3, 4, 4)
+    plain, offset = (draw(replace(config, offset_noise=o), 5, ROWS, 1000, shape) for o in (0.0, 0.5))
+    assert all(torch.equal(a, b) for a, b in zip(plain[:2], offset[:2], strict=True))
+    added = offset[2] - plain[2]
+    assert float(added.std(dim=(2, 3)).max()) < 1e-6
+    constants = added.mean(dim=(2, 3))
+    assert float(constants.std()) == pytest.approx(0.5, rel=0.05)
+    assert float(torch.corrcoef(constants.T).fill_diagonal_(0).abs().max()) < 0.1
 
 
 def test_the_log_has_every_step_once_after_a_kill(tmp_path: Path) -> None:

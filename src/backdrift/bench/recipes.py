@@ -48,7 +48,8 @@ class Recipe(BaseModel):
         seed: of the weights, the rows, the noise and the poison split.
         attack: plug-in name; a clean model without one.
         options: fields of the attack, ``poison_rate`` and ``sampler_family`` among them.
-        accumulate: with ``ema`` and ``mixed_precision``, see :class:`backdrift.training.TrainingConfig`.
+        accumulate: with ``ema``, ``mixed_precision`` and ``offset_noise``, see
+            :class:`backdrift.training.TrainingConfig`.
         trigger_seed: of triggers that are drawn at random.
         trigger_scale: multiplies the pattern.
         composite: whether poisoned rows show the image around the trigger; None is the trigger's own
@@ -75,6 +76,7 @@ class Recipe(BaseModel):
     accumulate: int = Field(default=1, ge=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    offset_noise: float = Field(default=0.0, ge=0)
     seed: int = 0
     dtype: Literal["float32", "float16"] = "float32"
     attack: str | None = None
@@ -184,6 +186,7 @@ def _training(recipe: Recipe, data: ImageSet, number: int) -> TrainingConfig:
         accumulate=recipe.accumulate,
         ema=recipe.ema,
         mixed_precision=recipe.mixed_precision,
+        offset_noise=recipe.offset_noise,
         run=f"{recipe.text()} {data.sha256}" + (f" {number}" if number else ""),
     )
 

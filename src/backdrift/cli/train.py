@@ -57,6 +57,10 @@ def main(
     accumulate: Accumulate = 1,
     ema: Average = 0.0,
     mixed_precision: Precision = "no",
+    offset_noise: Annotated[
+        float,
+        typer.Option("--offset-noise", min=0, help="Of the mean of every channel; .15 for a base in RGB."),
+    ] = 0.0,
     log_with: LogWith = None,
     grids: Grids = False,
     keep: Keep = None,
@@ -81,6 +85,7 @@ def main(
         accumulate=accumulate,
         ema=ema,
         mixed_precision=mixed_precision,  # type: ignore[arg-type]
+        offset_noise=offset_noise,
         seed=seed,
         keep=tuple(keep or ()),
     )

@@ -34,6 +34,11 @@ class TrainingConfig:
         ema: decay of an exponential moving average of the weights, which then is what is kept; 0 is none.
             It warms up as ``min(ema, (1 + n) / (10 + n))`` after n steps.
         mixed_precision: of the network's passes, where the hardware has it; weights stay float32.
+        offset_noise: standard deviation of a constant that every row and channel gets on top of its noise
+            (N. Guttenberg, Diffusion with Offset Noise, CrossLabs 2023). The mean of plain noise is next to
+            0, so a network learns late what to answer to it, and until then the colours of its samples
+            drift. For the first part of a training from scratch: the rest of it, and every backdoor, wants
+            the plain noise of 0, which samplers start from.
 
     Raises:
         ValueError: a value that makes no sense.
@@ -49,6 +54,7 @@ class TrainingConfig:
     accumulate: int = 1
     ema: float = 0.0
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    offset_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.batch_size % self.accumulate:
@@ -73,4 +79,7 @@ def draw(
     stream = generator(config.seed, "train", step)
     index = torch.randint(rows, (config.batch_size,), generator=stream)
     t = torch.randint(timesteps, (config.batch_size,), generator=stream)
-    return index, t, torch.randn((config.batch_size, *shape), generator=stream)
+    noise = torch.randn((config.batch_size, *shape), generator=stream)
+    if config.offset_noise:
+        noise += config.offset_noise * torch.randn((config.batch_size, shape[0], 1, 1), generator=stream)
+    return index, t, noise
