@@ -57,7 +57,7 @@ def main(
     size: Annotated[int, typer.Option("--size", help="Image size, from scratch.")] = 16,
     channels: Annotated[int, typer.Option("--channels", help="1 or 3, from scratch.")] = 1,
     width: Annotated[int, typer.Option("--width", help="Network width, from scratch.")] = 24,
-    groups: Annotated[int, typer.Option("--groups", help="Of the normalisation; 2 for RGB.")] = 8,
+    groups: Annotated[int, typer.Option("--groups", help="Of the normalisation; 1 for RGB.")] = 8,
     schedule: Schedule = "vp",
     steps: Steps = 1500,
     rows: Rows = 64,

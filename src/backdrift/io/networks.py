@@ -40,7 +40,7 @@ def new_model(
         seed: of the initial weights.
         width: channels of the first level, a multiple of 8.
         groups: of every group normalisation. Few channels per group lose the mean of an image, and
-            with it the colour of RGB samples: 2 groups for RGB.
+            with it the colour of RGB samples: 1 group for RGB, and see ``TrainingConfig.offset_noise``.
         exploding: a score-predicting one instead, with Fourier features of the noise level and the
             levels of Song et al. (arXiv 2011.13456) for CIFAR-10, .01 to 50, T = 1000.
         size: another than ``small`` is a published network, which has its own shape, width and groups.
