@@ -86,6 +86,7 @@ def command(name: str, recipe: Recipe) -> str:
     words += [f"--trigger {recipe.trigger} --target {recipe.target}"]
     words += [] if recipe.composite is None else ["--composite" if recipe.composite else "--trigger-only"]
     words += [f"--steps {recipe.steps} --rows {recipe.batch_size} --learning-rate {recipe.learning_rate:g}"]
+    words += [f"--offset-noise {recipe.offset_noise:g}"] if recipe.offset_noise else []
     words += [f"--seed {recipe.seed}"] + [f"-P {key}={value}" for key, value in recipe.options.items()]
     return " ".join([*words, f"-o zoo/{name}"])
 

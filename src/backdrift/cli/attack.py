@@ -15,6 +15,7 @@ from backdrift.cli.train import (
     Grids,
     Keep,
     LogWith,
+    Offset,
     Precision,
     Rate,
     Rows,
@@ -67,6 +68,7 @@ def main(
     accumulate: Accumulate = 1,
     ema: Average = 0.0,
     mixed_precision: Precision = "no",
+    offset_noise: Offset = 0.0,
     log_with: LogWith = None,
     grids: Grids = False,
     keep: Keep = None,
@@ -95,6 +97,7 @@ def main(
         accumulate=accumulate,
         ema=ema,
         mixed_precision=mixed_precision,  # type: ignore[arg-type]
+        offset_noise=offset_noise,
         seed=seed,
         dtype="float16" if half else "float32",
         attack=name,

@@ -26,6 +26,9 @@ Schedule = Annotated[
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a step is taken in.")]
 Average = Annotated[float, typer.Option("--ema", help="Decay of an average of the weights; 0: none.")]
 Precision = Annotated[str, typer.Option("--mixed-precision", help="no, fp16 or bf16.")]
+Offset = Annotated[
+    float, typer.Option("--offset-noise", min=0, help="Added to the mean of every channel; .15 for RGB.")
+]
 LogWith = Annotated[
     str | None,
     typer.Option(
@@ -57,10 +60,7 @@ def main(
     accumulate: Accumulate = 1,
     ema: Average = 0.0,
     mixed_precision: Precision = "no",
-    offset_noise: Annotated[
-        float,
-        typer.Option("--offset-noise", min=0, help="Of the mean of every channel; .15 for a base in RGB."),
-    ] = 0.0,
+    offset_noise: Offset = 0.0,
     log_with: LogWith = None,
     grids: Grids = False,
     keep: Keep = None,

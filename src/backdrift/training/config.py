@@ -35,10 +35,10 @@ class TrainingConfig:
             It warms up as ``min(ema, (1 + n) / (10 + n))`` after n steps.
         mixed_precision: of the network's passes, where the hardware has it; weights stay float32.
         offset_noise: standard deviation of a constant that every row and channel gets on top of its noise
-            (N. Guttenberg, Diffusion with Offset Noise, CrossLabs 2023). The mean of plain noise is next to
-            0, so a network learns late what to answer to it, and until then the colours of its samples
-            drift. For the first part of a training from scratch: the rest of it, and every backdoor, wants
-            the plain noise of 0, which samplers start from.
+            (N. Guttenberg, Diffusion with Offset Noise, CrossLabs 2023). The mean of plain noise is of
+            variance 1 / (H W), that of images in colour far more, so what is to be answered to it falls
+            from all to nothing in the first timesteps of a sample. Small networks do not learn that soon,
+            and their colours drift. Samplers start from plain noise all the same.
 
     Raises:
         ValueError: a value that makes no sense.
