@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from backdrift.attacks.patterns import TARGETS, TRIGGERS
 from backdrift.bench import _planting, zoo
 from backdrift.bench.recipes import Recipe, make
 from backdrift.core import registry
+from backdrift.core.sampling import SAMPLERS
 from backdrift.groundtruth import NOTICE, load_backdoor
 from backdrift.io.plan import plan
 
@@ -123,15 +125,20 @@ def test_train_repeats_to_the_bit_and_quietly(cli: Any, tmp_path: Path) -> None:
 
 
 def test_the_options_of_training_reach_it(cli: Any, tmp_path: Path) -> None:
-    options = ("--accumulate", "2", "--ema", "0.9", "--mixed-precision", "bf16")
-    assert cli("train", "-q", "-o", tmp_path / "plain", *SMALL).code == 0
-    ran = cli("train", "-q", "-o", tmp_path / "other", *SMALL, *options)
-    assert ran.code == 0, ran.err
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / "plain" / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()
+    weights, seen = "unet/diffusion_pytorch_model.safetensors", set()
+    for name, options in {
+        "plain": (),
+        "other": ("--accumulate", "2", "--ema", "0.9", "--mixed-precision", "bf16"),
+        "offset": ("--offset-noise", "0.5"),
+    }.items():
+        ran = cli("train", "-q", "-o", tmp_path / name, *SMALL, *options)
+        assert ran.code == 0, ran.err
+        seen.add((tmp_path / name / weights).read_bytes())
+    assert len(seen) == 3
     for flags in (
         ("--accumulate", "3"),
         ("--ema", "1.5"),
+        ("--offset-noise", "-1"),
         ("--mixed-precision", "fp7"),
         ("--log-with", "x"),
     ):
@@ -275,6 +282,16 @@ def test_zoo_and_list_name_what_there_is(cli: Any) -> None:
     for kind in registry.KINDS:
         for name, summary in registry.available(kind).items():
             assert any(line.split(None, 1) == [name, summary] for line in listed.out.splitlines())
+    named: dict[str, set[str]] = {kind: set() for kind in ("data", "triggers", "targets", "samplers")}
+    kind = ""
+    for line in listed.out.splitlines():
+        kind = kind if line.startswith("  ") else line
+        if kind in named:
+            named[kind] |= set(line.strip().rstrip(",").split(", ")) - {kind}
+    assert {"digits", "folder:PATH"} <= named["data"]
+    assert named["triggers"] == {*TRIGGERS, "learned", "png:PATH"}
+    assert named["targets"] == {*TARGETS, "class:NAME", "data:DATASET@CLASS", "png:PATH"}
+    assert named["samplers"] == set(SAMPLERS)
 
 
 def test_an_unknown_suite_is_a_usage_error(cli: Any, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ def _usages() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-_USAGES = _usages()
-DATASETS = tuple(_USAGES)
+DATASETS = _usages()
+"""Every data set by the name of its file, and how it is asked for."""
 
 
 def load_dataset(name: str, shape: Shape, *, on_bad: OnBad = "refuse") -> ImageSet:
@@ -45,8 +45,8 @@ def load_dataset(name: str, shape: Shape, *, on_bad: OnBad = "refuse") -> ImageS
         raise ValueError(f"on_bad is {' or '.join(get_args(OnBad))}, not {on_bad!r}")
     kind, colon, source = name.partition(":")
     if kind not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(_USAGES.values())}")
-    if colon and ":" not in _USAGES[kind]:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS.values())}")
+    if colon and ":" not in DATASETS[kind]:
         raise ValueError(f"{kind} takes nothing after a colon, not {source!r}")
     found: ImageSet = importlib.import_module(f"backdrift.data.{kind}").load(source, shape, on_bad)
     if found.skipped:
