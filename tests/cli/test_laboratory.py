@@ -19,6 +19,7 @@ from backdrift.bench import _planting, zoo
 from backdrift.bench.recipes import Recipe, make
 from backdrift.core import registry
 from backdrift.core.sampling import SAMPLERS
+from backdrift.data import DATASETS
 from backdrift.groundtruth import NOTICE, load_backdoor
 from backdrift.io.plan import plan
 
@@ -282,16 +283,15 @@ def test_zoo_and_list_name_what_there_is(cli: Any) -> None:
     for kind in registry.KINDS:
         for name, summary in registry.available(kind).items():
             assert any(line.split(None, 1) == [name, summary] for line in listed.out.splitlines())
-    named: dict[str, set[str]] = {kind: set() for kind in ("data", "triggers", "targets", "samplers")}
-    kind = ""
-    for line in listed.out.splitlines():
-        kind = kind if line.startswith("  ") else line
-        if kind in named:
-            named[kind] |= set(line.strip().rstrip(",").split(", ")) - {kind}
-    assert {"digits", "folder:PATH"} <= named["data"]
-    assert named["triggers"] == {*TRIGGERS, "learned", "png:PATH"}
-    assert named["targets"] == {*TARGETS, "class:NAME", "data:DATASET@CLASS", "png:PATH"}
-    assert named["samplers"] == set(SAMPLERS)
+    names = {
+        "data": DATASETS.values(),
+        "triggers": (*TRIGGERS, "learned", "png:PATH"),
+        "targets": (*TARGETS, "class:NAME", "data:DATASET@CLASS", "png:PATH"),
+        "samplers": SAMPLERS,
+    }
+    for what, known in names.items():
+        assert cli("list", what).out.splitlines() == list(known)
+    assert cli("list", "nothing").code == 4
 
 
 def test_an_unknown_suite_is_a_usage_error(cli: Any, tmp_path: Path) -> None:
