@@ -77,7 +77,7 @@ def test_every_refined_trigger_is_screened_at_both_norms(images: Tensor) -> None
     finding = detector(model, seed=0).finding
     norms = {row.name: row.norm for row in finding.restarts}
     refined = [name for name in norms if name.endswith(", refined")]
-    assert len(refined) == 2  # of an ODE candidate and of one with a noise scale
+    assert len(refined) == 3  # of an ODE candidate and of two with a noise scale
     for name in refined:
         assert norms[f"{name}, 0.75 of it"] == pytest.approx(0.75 * norms[name], rel=1e-5)
     assert 0.8 * detector.most_evaluations() < finding.evaluations <= detector.most_evaluations()

@@ -36,7 +36,7 @@ class Stages:
         refined: how many candidates of each family are refined, (SDE, ODE).
         judge: the final look, on fresh seeds.
         nulls: shifts to compare with, names of ``NULLS``.
-        scaled: for backdoors that come with a noise scale of their own; the best find is refined.
+        scaled: for backdoors that come with a noise scale of their own; all that it finds is refined.
         softer: the share of its norm at which a refined trigger is screened once more: refinement may
             end beyond the norm at which the backdoor fires. Each screening of refined triggers then
             has twice as many samples.
@@ -60,10 +60,11 @@ class Stages:
     @property
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
-        refined = sum(self.refined) + (self.scaled is not None)
-        kinds = sum(number > 0 for number in self.refined) + (self.scaled is not None)
+        scaled = 0 if self.scaled is None else self.scaled.kinds
+        refined = sum(self.refined) + scaled
+        kinds = sum(number > 0 for number in self.refined) + (scaled > 0)
         seconds = (1 if self.softer is None else 2) * refined + 2 * kinds
-        firsts = 1 + len(self.search.starts) + (0 if self.scaled is None else 1 + self.scaled.kinds)
+        firsts = 1 + len(self.search.starts) + (scaled > 0) + scaled
         judged = 2 + len(self.nulls)
         return (
             self.search.cost
@@ -101,7 +102,7 @@ STAGES = {
         Boundary(starts=(-0.9, -0.6, 0.45, 0.6, 0.75, 0.9), noises=96),
         Judge(samples=8, steps=25),
         Joint(steps=270, batch=16, learning_rate=0.04, warm_samples=0),
-        (3, 3),
+        (3, 2),
         Judge(samples=32, steps=50),
         NULLS,
         NoiseScale(),
@@ -228,7 +229,7 @@ def _rank(
     case.found("screening", looked + _unranked(ode))
     sde = [c for _, c in looked if c.scale is None]
     scaled = [c for _, c in looked if c.scale is not None]
-    begun = sde[: stages.refined[0]] + ode[: stages.refined[1]] + scaled[:1]
+    begun = sde[: stages.refined[0]] + ode[: stages.refined[1]] + scaled
     refined = []
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
