@@ -57,8 +57,7 @@ def main() -> None:
     rows = []
     for name in (name for name, recipe in suite.models.items() if recipe.attack):
         if (options.zoo / name / "backdoor.json").exists():
-            family = load_backdoor(options.zoo / name).record.sampler_family
-            bench = benches["ddim" if family == "ode" else "ddpm"]
+            bench = benches[way_of(options.zoo / name)]
             wanted = options.only is None or name in options.only or bench.path(name).exists()
             row = bench.cell(name, options.twin) if wanted else None
             rows += [] if row is None else [row]
@@ -78,6 +77,11 @@ def main() -> None:
     lines += ["", "One model alone, once there is a base:", "", "```bash"]
     lines += [command(row["model"], suite.models[row["model"]]) for row in rows] + ["```", ""]
     write(Path("docs") / f"{options.suite}.md", "\n".join(lines))
+
+
+def way_of(model: Path) -> str:
+    """The sampler that a backdoor is measured with."""
+    return "ddim" if load_backdoor(model).record.sampler_family == "ode" else "ddpm"
 
 
 def command(name: str, recipe: Recipe) -> str:
@@ -125,8 +129,7 @@ def table(
 
 def course(benches: dict[str, Bench], name: str, recipe: Recipe, twin: str) -> dict[int, dict[str, Any]]:
     """The trigger of a model on those that its training went through, its base the first: by step."""
-    zoo = benches["ddpm"].zoo
-    sampler = "ddim" if load_backdoor(zoo / name).record.sampler_family == "ode" else "ddpm"
+    sampler = way_of(benches["ddpm"].zoo / name)
     bench = benches[sampler]
     steps = {0: str(recipe.base), **{step: str(step_folder(Path(name), step)) for step in recipe.keep}}
     steps[recipe.steps] = name

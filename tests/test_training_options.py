@@ -16,7 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from backdrift.bench.recipes import clean_batch
 from backdrift.core.model import DiffusionModel
+from backdrift.data import load_images
+from backdrift.io.networks import new_model
 from backdrift.training import Batch, TrainingConfig, train
 from backdrift.training.config import draw
 from tiny import SHAPE, tiny_model
@@ -117,6 +120,23 @@ def test_offset_noise_is_one_constant_for_a_channel_on_top_of_the_same_noise() -
     constants = added.mean(dim=(2, 3))
     assert float(constants.std()) == pytest.approx(0.5, rel=0.05)
     assert float(torch.corrcoef(constants.T).fill_diagonal_(0).abs().max()) < 0.1
+
+
+@pytest.mark.slow
+def test_one_group_and_offset_noise_teach_a_network_in_colour_what_to_answer_to_a_mean() -> None:
+    """At t = 950 nearly all of it is noise: the mean of a channel should come back whole."""
+    shape = (3, 16, 16)
+    images = load_images("shapes", shape)
+    x = torch.randn(256, *shape, generator=torch.Generator().manual_seed(0))
+    given, slopes = x.mean((2, 3)).flatten(), []
+    for groups, offset in ((8, 0.0), (1, 0.0), (1, 0.2)):
+        model = new_model(shape, seed=0, width=8, groups=groups)
+        config = replace(CONFIG, steps=120, batch_size=16, learning_rate=4e-3, offset_noise=offset)
+        train(model, len(images), clean_batch(model, images), config)
+        with torch.no_grad():
+            answer = model(x, 950).mean((2, 3)).flatten()
+        slopes.append(float((given * answer).sum() / given.square().sum()))
+    assert slopes[0] + 0.1 < slopes[1] < slopes[2] - 0.05 < 1
 
 
 def test_the_log_has_every_step_once_after_a_kill(tmp_path: Path) -> None:

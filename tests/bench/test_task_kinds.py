@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from backdrift.amplify import Amplify, Ball
 from backdrift.bench import _planting, zoo
 from backdrift.bench.report import render_bench
-from backdrift.bench.runner import Cell, Result
+from backdrift.bench.runner import Result
 from backdrift.bench.tables import evaluation_markdown, evaluation_table
-from backdrift.bench.tasks import BenchSuite, Opened, Task, bench_cells, load_bench, run_bench
-from backdrift.bench.zoo import Suite, parse_suite
+from backdrift.bench.tasks import Opened, run_bench
 from backdrift.core.injection import Injection
 from backdrift.data import load_dataset
 from backdrift.detection import purediffusion
@@ -32,45 +30,9 @@ from backdrift.metrics.specificity import specificity
 from backdrift.repair._base import found_by
 from backdrift.repair.anp import Anp
 from backdrift.repair.clipping import Clipping
+from kinds import SEARCH, population, suite
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-PLANTED = {"attack": "baddiffusion", "base": "clean", "trigger": "white-patch", "target": "hat"}
-SMALL = {"steps": 4, "batch_size": 4}
-ZOO = {
-    "description": "two models",
-    "models": {
-        "clean": {"shape": [1, 8, 8], "width": 8, **SMALL},
-        "bad": {**PLANTED, **SMALL, "keep": [2]},
-    },
-}
-FEW = {"samples": 24, "triggered": 20, "steps": 2}
-SEARCH = {"steps": 3, "looks": 3, "samples": 4, "pruning_steps": 0, "batch_size": 4}
-UNLEARN = {"steps": 1, "rounds": 1, "batch_size": 4, "images": 8, "judged": 2, "inversion_steps": 1}
-REPAIR: dict[str, Any] = {"kind": "repair", "scan": "scan", "trigger_of": "bad", "plan": FEW}
-TASKS: dict[str, dict[str, Any]] = {
-    "scan": {"kind": "detect", "method": "purediffusion", "options": {"budget": "quick"}},
-    "clip": {**REPAIR, "method": "clipping", "options": {"at": "x_t"}},
-    "unlearn": {**REPAIR, "method": "unlearn", "options": UNLEARN, "models": ["bad"]},
-    "attack": {
-        "kind": "amplify",
-        "options": {"steps": 2, "batch": 4},
-        "plan": FEW,
-        "at": [0, 2, 4],
-        "radius": 0.1,
-    },
-    "kept": {"kind": "evaluate", "options": FEW, "twin": "clean", "at": [0, 2, 4]},
-    "both": {"kind": "evaluate", "options": FEW, "twin": "clean", "trigger_of": "bad"},
-    "anp": {"kind": "discover", "method": "anp", "options": SEARCH, "images": 6, "trigger_of": "bad"},
-}
-
-
-def suite(**tasks: dict[str, Any]) -> BenchSuite:
-    return BenchSuite.model_validate({"description": "all kinds", "zoo": "x", "tasks": tasks or TASKS})
-
-
-def population(**changes: Any) -> Suite:
-    models = {name: {**recipe, **changes.get(name, {})} for name, recipe in ZOO["models"].items()}
-    return parse_suite({**ZOO, "models": models}, "x")
 
 
 @pytest.fixture(scope="module")
@@ -255,66 +217,3 @@ def test_scripts_of_pages_read_real_results(
     monkeypatch.setattr(sys, "argv", [script, str(folder), "--output", str(tmp_path / "page.md")])
     runpy.run_path(str(SCRIPTS / script))["main"]()
     assert line in (tmp_path / "page.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ({"kind": "detect", "method": "elijah", "twin": "clean"}, "detect has no twin; that is for evalu"),
-        ({"kind": "evaluate", "plan": FEW}, "evaluate has no plan; that is for repair, amplify"),
-        ({"kind": "repair", "method": "anp"}, "repair needs scan"),
-        ({"kind": "amplify", "radius": 0}, "radius"),
-    ],
-)
-def test_what_a_kind_does_not_have(task: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Task.model_validate(task)
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ({"kind": "evaluate", "at": [3]}, "one: bad has no step 3: 0, 2, 4"),
-        ({"kind": "evaluate", "twin": "wrong"}, "one: no model is called 'wrong'"),
-        ({"kind": "evaluate", "options": {"sample": 3}}, "evaluate has no option 'sample'"),
-        ({"kind": "amplify", "options": {"variant": "wrong"}}, "amplify: variant='wrong'"),
-        ({"kind": "discover", "method": "unlearn"}, "unlearn has no search"),
-        ({**REPAIR, "method": "clipping"}, "no earlier task 'scan' of kind detect has clean with seed 0"),
-    ],
-)
-def test_what_cannot_be_done_is_said_before_it_is_begun(task: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        bench_cells(suite(one=task), population(), Path())
-
-
-def cell(task: dict[str, Any], **changes: Any) -> Cell:
-    return bench_cells(suite(one=task), population(**changes), Path())[-1]
-
-
-def test_a_result_depends_on_what_it_was_measured_beside() -> None:
-    plain = {"kind": "evaluate", "options": FEW}
-    addresses = [
-        cell(task, **changes).address
-        for task in (plain, {**plain, "twin": "clean"}, {**plain, "at": [2]}, {**plain, "at": [4]})
-        for changes in ({}, {"clean": {"seed": 1}})
-    ]
-    assert len(set(addresses)) == 8
-    assert cell(plain).address == cell(plain, bad={"keep": [1]}).address
-
-
-def test_only_a_model_with_a_backdoor_is_measured_by_default() -> None:
-    names = [c.name for c in bench_cells(suite(one={"kind": "amplify"}), population(), Path())]
-    assert names == ["clean", "bad", "one, bad, seed 0"]
-
-
-def test_the_sampler_of_the_shipped_studies() -> None:
-    """Their settings are those of the figures that they are for."""
-    loaded, _ = load_bench("attack-study")
-    assert loaded.tasks["dpm-solver"].measured(0, "ddpm") == Plan(1000, "dpm-solver", 20, 0, 256)
-    assert loaded.tasks["kept"].at == (250, 500, 1000)
-    loaded, models = load_bench("amplification")
-    shares = [step / models.models["baddiffusion-stop-sign"].steps for step in loaded.tasks["attack"].at]
-    assert shares == [0, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1]
-    assert torch.tensor([task.radius for task in loaded.tasks.values()]).unique().tolist() == [
-        pytest.approx(0.2)
-    ]

@@ -283,14 +283,10 @@ def test_zoo_and_list_name_what_there_is(cli: Any) -> None:
     for kind in registry.KINDS:
         for name, summary in registry.available(kind).items():
             assert any(line.split(None, 1) == [name, summary] for line in listed.out.splitlines())
-    names = {
-        "data": DATASETS.values(),
-        "triggers": (*TRIGGERS, "learned", "png:PATH"),
-        "targets": (*TARGETS, "class:NAME", "data:DATASET@CLASS", "png:PATH"),
-        "samplers": SAMPLERS,
-    }
-    for what, known in names.items():
+    for what, known in {"data": DATASETS.values(), "samplers": SAMPLERS}.items():
         assert cli("list", what).out.splitlines() == list(known)
+    assert {*TRIGGERS, "learned", "png:PATH"} == set(cli("list", "triggers").out.splitlines())
+    assert {*TARGETS, "class:NAME", "png:PATH"} < set(cli("list", "targets").out.splitlines())
     assert cli("list", "nothing").code == 4
 
 

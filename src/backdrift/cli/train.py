@@ -27,7 +27,7 @@ Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that
 Average = Annotated[float, typer.Option("--ema", help="Decay of an average of the weights; 0: none.")]
 Precision = Annotated[str, typer.Option("--mixed-precision", help="no, fp16 or bf16.")]
 Offset = Annotated[
-    float, typer.Option("--offset-noise", min=0, help="Added to the mean of every channel; .15 for RGB.")
+    float, typer.Option("--offset-noise", min=0, help="Standard deviation of offset noise; .15 for RGB.")
 ]
 LogWith = Annotated[
     str | None,

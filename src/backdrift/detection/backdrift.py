@@ -36,7 +36,8 @@ class Stages:
         refined: how many candidates of each family are refined, (SDE, ODE).
         judge: the final look, on fresh seeds.
         nulls: shifts to compare with, names of ``NULLS``.
-        scaled: for backdoors that come with a noise scale of their own; all that it finds is refined.
+        scaled: for backdoors that come with a noise scale of their own; all that it finds is refined
+            if anything is.
         softer: the share of its norm at which a refined trigger is screened once more: refinement may
             end beyond the norm at which the backdoor fires. Each screening of refined triggers then
             has twice as many samples.
@@ -61,8 +62,8 @@ class Stages:
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
         scaled = 0 if self.scaled is None else self.scaled.kinds
-        refined = sum(self.refined) + scaled
-        kinds = sum(number > 0 for number in self.refined) + (scaled > 0)
+        refined = sum(self.refined) + scaled if any(self.refined) else 0
+        kinds = sum(number > 0 for number in self.refined) + (0 < scaled < refined)
         seconds = (1 if self.softer is None else 2) * refined + 2 * kinds
         firsts = 1 + len(self.search.starts) + (scaled > 0) + scaled
         judged = 2 + len(self.nulls)
@@ -118,7 +119,6 @@ INGREDIENTS: dict[str, Callable[[Stages], Stages]] = {
     "large norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[:1])),
     "boundary": lambda s: replace(s, edge=replace(s.edge, starts=())),
     "noise scale": lambda s: replace(s, scaled=None),
-    "softer": lambda s: replace(s, softer=None),
     "refinement": lambda s: replace(s, refined=(0, 0)),
     "aimed nulls": lambda s: replace(s, nulls=tuple(n for n in s.nulls if n not in AIMED)),
 }
@@ -229,7 +229,8 @@ def _rank(
     case.found("screening", looked + _unranked(ode))
     sde = [c for _, c in looked if c.scale is None]
     scaled = [c for _, c in looked if c.scale is not None]
-    begun = sde[: stages.refined[0]] + ode[: stages.refined[1]] + scaled
+    begun = sde[: stages.refined[0]] + ode[: stages.refined[1]]
+    begun += scaled if begun else []
     refined = []
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
