@@ -3,9 +3,10 @@
     backdrift zoo build attack-lab -o zoo
     python benchmarks/attack_table.py --zoo zoo
 
-One JSON per model under results/attack-lab; a run that was killed goes on. ASR with the sampler that the
-attack is measured with; FD of clean samples against the clean twin, which was trained on from the same
-base as long. The picture has samples of each model, without and with its trigger, from the same noise.
+One JSON and one PNG per model under results/attack-lab; a run that was killed goes on, and a model that is
+measured is not needed again. ASR with the sampler that the attack is measured with; FD of clean samples
+against the clean twin, which was trained on from the same base as long. The picture has samples of each
+model, without and with its trigger, from the same noise.
 Where the suite keeps models on the way of a training, their ASR is drawn over its steps.
 """
 
@@ -19,12 +20,12 @@ import torch
 
 from backdrift.bench.recipes import Recipe, step_folder
 from backdrift.bench.zoo import load_suite
-from backdrift.core.sampling import usual_sampler
 from backdrift.groundtruth import load_backdoor
+from backdrift.io.evidence import save_images
 from backdrift.io.load import load
 from backdrift.io.plan import plan
 from backdrift.metrics.draws import draw
-from cells import RATIO, Bench, save, shown, value, write
+from cells import RATIO, Bench, count, save, shown, value, write
 
 TRIGGERED = 512
 SAMPLES, STEPS, FEWER = 6000, 50, 20
@@ -56,20 +57,17 @@ def main() -> None:
     benches = {way: Bench(options.zoo, results, n, TRIGGERED, k) for way, (n, k) in ways.items()}
     rows = []
     for name in (name for name, recipe in suite.models.items() if recipe.attack):
-        if (options.zoo / name / "backdoor.json").exists():
-            bench = benches[way_of(options.zoo / name)]
-            wanted = options.only is None or name in options.only or bench.path(name).exists()
-            row = bench.cell(name, options.twin) if wanted else None
-            rows += [] if row is None else [row]
+        wanted = options.only is None or name in options.only or benches["ddpm"].path(name).exists()
+        row = measured(benches, name, options.twin) if wanted else None
+        rows += [] if row is None else [row]
     said = f" --samples {options.samples} --steps {options.steps}"
     said = "" if (options.samples, options.steps) == (SAMPLES, STEPS) else said
-    lines = table(rows, options.suite, suite.description, said, ways)
-    sheet(options.zoo, [row["model"] for row in rows], ways, Path("docs") / f"{options.suite}.png")
+    lines = table(rows, options.suite, suite.description, said)
+    sheet([strip(benches, row) for row in rows], Path("docs") / f"{options.suite}.png")
     lines += ["", f"![Samples without and with the trigger]({options.suite}.png)"]
-    kept = {row["model"]: suite.models[row["model"]] for row in rows}
-    kept = {name: recipe for name, recipe in kept.items() if recipe.keep}
     steps = {way: Bench(options.zoo, results, ON_THE_WAY, ON_THE_WAY, k) for way, (_, k) in ways.items()}
-    courses = {name: course(steps, name, recipe, options.twin) for name, recipe in kept.items()}
+    kept = [row for row in rows if suite.models[row["model"]].keep]
+    courses = {row["model"]: course(steps, row, suite.models[row["model"]], options.twin) for row in kept}
     if courses:
         picture = f"{options.suite}-course.png"
         curves(courses, Path("docs") / picture)
@@ -79,9 +77,15 @@ def main() -> None:
     write(Path("docs") / f"{options.suite}.md", "\n".join(lines))
 
 
-def way_of(model: Path) -> str:
-    """The sampler that a backdoor is measured with."""
-    return "ddim" if load_backdoor(model).record.sampler_family == "ode" else "ddpm"
+def measured(benches: dict[str, Bench], name: str, twin: str) -> dict[str, Any] | None:
+    """The cell of a model; None if there is neither a result nor a model."""
+    some = benches["ddpm"]
+    if some.path(name).exists():
+        return some.cell(name, twin)
+    if not (some.zoo / name / "backdoor.json").exists():
+        return None
+    family = load_backdoor(some.zoo / name).record.sampler_family
+    return benches["ddim" if family == "ode" else "ddpm"].cell(name, twin)
 
 
 def command(name: str, recipe: Recipe) -> str:
@@ -95,41 +99,39 @@ def command(name: str, recipe: Recipe) -> str:
     return " ".join([*words, f"-o zoo/{name}"])
 
 
-def table(
-    rows: list[dict[str, Any]], suite: str, description: str, said: str, ways: dict[str, tuple[int, int]]
-) -> list[str]:
+def table(rows: list[dict[str, Any]], suite: str, description: str, said: str) -> list[str]:
     """Lines of Markdown."""
-    used = {row["evaluation"]["measures"][0]["sampler"] for row in rows}
     lines = [
         f"# {description}",
         "",
         f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/attack_table.py --suite {suite} "
-        f"--zoo zoo{said}`; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger; "
-        "without, "
-        + ", ".join(f"{n} in {steps} steps of {way}" for way, (n, steps) in ways.items() if way in used)
-        + "; one seed; [95% intervals]. The ratio is FD of the model over FD of the clean twin, which was "
-        "trained as long from the same base; both to the clean training set. Poisoned rows show the "
-        "trigger alone where the command says `--trigger-only`; else a stop sign stands on the image, as "
-        "published.",
+        f"--zoo zoo{said}`; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger, "
+        "without as the row says; one seed; [95% intervals]. The ratio is FD of the model over FD of the "
+        "clean twin, which was trained as long from the same base; both to the clean training set. "
+        "Poisoned rows show the trigger alone where the command says `--trigger-only`; else a stop sign "
+        "stands on the image, as published.",
         "",
-        "| model | attack | trigger, target | norm of r | sampler | "
+        "| model | attack | trigger, target | norm of r | sampler, steps | "
         + " | ".join(COLUMNS)
-        + " | training steps, seconds |",
-        "|" + "---|" * (len(COLUMNS) + 6),
+        + " | clean n | training steps, seconds |",
+        "|" + "---|" * (len(COLUMNS) + 7),
     ]
     for row in rows:
         training = row["training"]
         cells = [row["model"], row["attack"], f"{row['trigger']}, {row['target']}"]
-        cells += [f"{row['trigger_norm']:.1f}", row["evaluation"]["measures"][0]["sampler"]]
-        cells += [shown(row, c) for c in COLUMNS]
+        first = row["evaluation"]["measures"][0]
+        cells += [f"{row['trigger_norm']:.1f}", f"{first['sampler']}, {first['steps']}"]
+        cells += [*(shown(row, c) for c in COLUMNS), count([row], RATIO)]
         cells.append(f"{training['recipe']['steps']}, {training['seconds']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def course(benches: dict[str, Bench], name: str, recipe: Recipe, twin: str) -> dict[int, dict[str, Any]]:
+def course(
+    benches: dict[str, Bench], row: dict[str, Any], recipe: Recipe, twin: str
+) -> dict[int, dict[str, Any]]:
     """The trigger of a model on those that its training went through, its base the first: by step."""
-    sampler = way_of(benches["ddpm"].zoo / name)
+    name, sampler = row["model"], row["evaluation"]["measures"][0]["sampler"]
     bench = benches[sampler]
     steps = {0: str(recipe.base), **{step: str(step_folder(Path(name), step)) for step in recipe.keep}}
     steps[recipe.steps] = name
@@ -177,24 +179,34 @@ def curves(courses: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
     pyplot.close(drawn)
 
 
-def sheet(zoo: Path, names: list[str], ways: dict[str, tuple[int, int]], path: Path) -> None:
+def strip(benches: dict[str, Bench], row: dict[str, Any]) -> Path:
+    """The PNG beside a cell: samples without the trigger, below them those with it from the same noise."""
+    name, first = row["model"], row["evaluation"]["measures"][0]
+    bench = benches[first["sampler"]]
+    path = bench.path(name).with_suffix(".png")
+    if not path.exists():
+        model, planted = load(plan(bench.zoo / name)), load_backdoor(bench.zoo / name)
+        way = {"sampler": first["sampler"], "steps": first["steps"], "n": SHOWN, "seed": 0}
+        images = [draw(model, injection, **way) for injection in (None, planted.injection)]
+        save_images(torch.cat(images), path, columns=SHOWN)
+    return path
+
+
+def sheet(strips: list[Path], path: Path) -> None:
     """Samples of every model: a row each, left without the trigger, right with it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(len(names), 2, figsize=(9, 0.75 * len(names)), squeeze=False)
-    for row, name in zip(axes, names, strict=True):
-        model, planted = load(plan(zoo / name)), load_backdoor(zoo / name)
-        sampler = usual_sampler(planted.record.sampler_family, model.schedule)
-        for axis, injection in zip(row, (None, planted.injection), strict=True):
-            _, steps = ways[sampler]
-            images = draw(model, injection, sampler=sampler, steps=steps, n=SHOWN, seed=0)
-            strip = torch.cat(list((images.clamp(-1, 1) + 1) / 2), dim=2).permute(1, 2, 0)
-            axis.imshow(strip.squeeze(2) if strip.shape[2] == 1 else strip, cmap="gray", vmin=0, vmax=1)
+    drawn, axes = pyplot.subplots(len(strips), 2, figsize=(9, 0.75 * len(strips)), squeeze=False)
+    for row, place in zip(axes, strips, strict=True):
+        pixels = pyplot.imread(place)
+        half = len(pixels) // 2
+        for axis, part in zip(row, (pixels[:half], pixels[half + 1 :]), strict=True):
+            axis.imshow(part, cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        row[0].set_ylabel(place.stem, rotation=0, ha="right", va="center", fontsize=8)
     for axis, title in zip(axes[0], ("without the trigger", "with it, from the same noise"), strict=True):
         axis.set_title(title, fontsize=9)
     drawn.tight_layout()
