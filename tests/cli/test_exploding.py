@@ -28,7 +28,7 @@ def attacked(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_attacked_model_is_a_stock_pipeline_that_says_what_it_is(attacked: Path) -> None:
     pipeline = ScoreSdeVePipeline.from_pretrained(attacked)
-    assert pipeline.scheduler.config.sigma_max == 50.0
+    assert pipeline.scheduler.config.sigma_max == 7.2
     assert pipeline.unet.config.time_embedding_type == "fourier"
     planted = load_backdoor(attacked)
     assert set(planted.shift.unique().tolist()) == {0.0, 1.0}  # white on black in images of [0, 1]
@@ -55,7 +55,7 @@ def test_it_is_scanned_without_a_calibration(cli: Any, attacked: Path, tmp_path:
     report = json.loads(out.read_text())["reports"][0]
     assert report["subject"]["format"] == "ScoreSdeVePipeline"
     assert report["subject"]["prediction_type"] == "score"
-    assert report["subject"]["schedule"]["sigma_max"] == 50.0
+    assert report["subject"]["schedule"]["sigma_max"] == 7.2
     assert report["uncalibrated"]
 
 

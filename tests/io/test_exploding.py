@@ -84,7 +84,7 @@ def test_frequencies_are_not_trained_and_are_stored(exploding: Path) -> None:
 def test_what_we_save_is_what_stock_saves(tmp_path: Path) -> None:
     model = new_model((1, 8, 8), seed=3, width=8, exploding=True)
     ours, stock = save_pipeline(model, tmp_path / "ours"), tmp_path / "stock"
-    scheduler = ScoreSdeVeScheduler(1000, snr=SNR, sigma_min=0.01, sigma_max=50.0)
+    scheduler = ScoreSdeVeScheduler(1000, snr=SNR, sigma_min=0.01, sigma_max=7.2)
     ScoreSdeVePipeline(model.network, scheduler).save_pretrained(stock)
     files = sorted(path.relative_to(stock) for path in stock.rglob("*.*"))
     assert len(files) == 4
@@ -93,7 +93,7 @@ def test_what_we_save_is_what_stock_saves(tmp_path: Path) -> None:
         assert (ours / name).read_bytes() == (stock / name).read_bytes()
     again = load(plan(ours))
     torch.testing.assert_close(again.schedule.levels, model.schedule.levels, rtol=1e-12, atol=0)
-    assert same_as_stock(ours, {"num_train_timesteps": 1000, "sigma_min": 0.01, "sigma_max": 50.0})
+    assert same_as_stock(ours, {"num_train_timesteps": 1000, "sigma_min": 0.01, "sigma_max": 7.2})
 
 
 def test_a_bare_network_needs_its_scheduler(exploding: Path) -> None:

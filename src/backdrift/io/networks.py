@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -41,8 +42,10 @@ def new_model(
         width: channels of the first level, a multiple of 8.
         groups: of every group normalisation. Few channels per group lose the mean of an image, and
             with it the colour of RGB samples: 1 group for RGB, and see ``TrainingConfig.offset_noise``.
-        exploding: a score-predicting one instead, with Fourier features of the noise level and the
-            levels of Song et al. (arXiv 2011.13456) for CIFAR-10, .01 to 50, T = 1000.
+        exploding: a score-predicting one instead, with Fourier features of the noise level and T = 1000
+            levels from .01 to those of Song et al. (arXiv 2011.13456) for CIFAR-10, 50 at (3, 32, 32), and
+            for other shapes in proportion to the root of their number of pixels, as the largest distance
+            between two images is: from far above it a small network does not find back.
         size: another than ``small`` is a published network, which has its own shape, width and groups.
 
     Raises:
@@ -75,7 +78,8 @@ def new_model(
     if not exploding:
         return DiffusionModel(network, NoiseSchedule.linear(), shape)
     fix_frequencies(network)
-    return DiffusionModel(network, NoiseSchedule.variance_exploding(), shape, "score")
+    highest = round(50 * math.sqrt(math.prod(shape) / (3 * 32 * 32)), 1)
+    return DiffusionModel(network, NoiseSchedule.variance_exploding(sigma_max=highest), shape, "score")
 
 
 def _published(size: Size, shape: tuple[int, int, int], seed: int, exploding: bool) -> DiffusionModel:
