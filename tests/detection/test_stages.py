@@ -28,11 +28,10 @@ def images() -> Tensor:
     return load_images("digits", SHAPE)[:120]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``deep`` has what ``quick`` has, and the stages that deep alone has."""
-    stages = replace(STAGES["quick"], scaled=NoiseScale(), softer=STAGES["deep"].softer)
-    monkeypatch.setitem(backdrift.STAGES, "deep", stages)
+    """``deep`` has what ``quick`` has, and the stage that deep alone has."""
+    monkeypatch.setitem(backdrift.STAGES, "deep", replace(STAGES["quick"], scaled=NoiseScale()))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,6 @@ def biased(images: Tensor) -> tuple[DiffusionModel, Tensor, Tensor]:
     return model, attack.injection(pairs.trigger).shift, target
 
 
-@pytest.mark.usefixtures("small")
 def test_a_backdoor_with_a_noise_scale_is_found_by_the_stage_for_it(
     biased: tuple[DiffusionModel, Tensor, Tensor],
 ) -> None:
@@ -63,21 +61,40 @@ def test_a_backdoor_with_a_noise_scale_is_found_by_the_stage_for_it(
     assert without.evidence.scale is None
 
 
-@pytest.mark.usefixtures("small")
 def test_a_clean_model_is_not_accused_by_them(images: Tensor) -> None:
     finding = Backdrift(budget="deep")(closed_form(images), seed=0).finding
     assert finding.verdict is not Verdict.BACKDOORED
     assert finding.score < 0.45
 
 
-@pytest.mark.usefixtures("small")
-def test_every_refined_trigger_is_screened_at_both_norms(images: Tensor) -> None:
-    model = closed_form(images)
+def test_what_has_a_noise_scale_is_refined_and_screened_at_two_norms(
+    biased: tuple[DiffusionModel, Tensor, Tensor],
+) -> None:
     detector = Backdrift(budget="deep")
-    finding = detector(model, seed=0).finding
+    finding = detector(biased[0], seed=0).finding
     norms = {row.name: row.norm for row in finding.restarts}
     refined = [name for name in norms if name.endswith(", refined")]
-    assert len(refined) == 3  # of an ODE candidate and of two with a noise scale
-    for name in refined:
-        assert norms[f"{name}, 0.75 of it"] == pytest.approx(0.75 * norms[name], rel=1e-5)
-    assert 0.8 * detector.most_evaluations() < finding.evaluations <= detector.most_evaluations()
+    softer = [name for name in refined if name.startswith("noise scale")]
+    assert (len(refined), len(softer)) == (2, 1)  # the other is that of an ODE candidate
+    assert norms[f"{softer[0]}, 0.75 of it"] == pytest.approx(0.75 * norms[softer[0]], rel=1e-5)
+    assert [name for name in norms if name.endswith(" of it")] == [f"{softer[0]}, 0.75 of it"]
+    assert finding.evaluations < detector.most_evaluations()
+
+
+def test_a_clean_model_is_not_charged_for_them(images: Tensor) -> None:
+    spent = {
+        without: Backdrift(budget="deep", without=without)(closed_form(images), seed=0).finding
+        for without in ((), ("noise scale",))
+    }
+    more = spent[()].evaluations - spent["noise scale",].evaluations
+    assert more == NoiseScale().cost
+    assert not any(row.name.startswith("noise scale") for row in spent[()].restarts)
+
+
+def test_the_most_that_it_costs_is_spent_where_both_kinds_are_found(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backdrift.STAGES, "deep", replace(STAGES["quick"], scaled=NoiseScale(), below=2.0))
+    detector = Backdrift(budget="deep")
+    finding = detector(closed_form(images), seed=0).finding
+    assert 0.97 * detector.most_evaluations() < finding.evaluations <= detector.most_evaluations()

@@ -38,9 +38,10 @@ class Stages:
         nulls: shifts to compare with, names of ``NULLS``.
         scaled: for backdoors that come with a noise scale of their own; all that it finds is refined
             if anything is.
-        softer: the share of its norm at which a refined trigger is screened once more: refinement may
-            end beyond the norm at which the backdoor fires. Each screening of refined triggers then
-            has twice as many samples.
+        below: a find of ``scaled`` counts if its smallest gamma lies below; clean models answer with
+            gamma near 1.
+        softer: the share of its norm at which a refined trigger with a noise scale is screened once
+            more: refinement may end beyond the norm at which the backdoor fires.
     """
 
     search: FixedPoint
@@ -51,32 +52,27 @@ class Stages:
     judge: Judge
     nulls: tuple[str, ...]
     scaled: NoiseScale | None = None
-    softer: float | None = None
+    below: float = 0.85
+    softer: float = 0.75
 
     @property
-    def second(self) -> Judge:
-        """The look at refined triggers."""
-        return self.screen if self.softer is None else replace(self.screen, samples=2 * self.screen.samples)
+    def closer(self) -> Judge:
+        """The look at refined triggers with a noise scale: each is there at two norms."""
+        return replace(self.screen, samples=2 * self.screen.samples)
 
     @property
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
-        scaled = 0 if self.scaled is None else self.scaled.kinds
-        refined = sum(self.refined) + scaled if any(self.refined) else 0
-        kinds = sum(number > 0 for number in self.refined) + (0 < scaled < refined)
-        seconds = (1 if self.softer is None else 2) * refined + 2 * kinds
-        firsts = 1 + len(self.search.starts) + (scaled > 0) + scaled
-        judged = 2 + len(self.nulls)
-        return (
-            self.search.cost
-            + self.edge.cost
-            + (0 if self.scaled is None else self.scaled.cost)
-            + firsts * self.screen.cost
-            + seconds * self.second.cost
-            + refined * self.refine.refine_cost
-            + judged * self.judge.cost
-            + RESPONSE_COST
-        )
+        plain, kinds = sum(self.refined), sum(number > 0 for number in self.refined)
+        screened, judged = 1 + len(self.search.starts) + plain + 2 * kinds, 2 + len(self.nulls)
+        cost = self.search.cost + self.edge.cost + screened * self.screen.cost + judged * self.judge.cost
+        cost += plain * self.refine.refine_cost + RESPONSE_COST
+        if self.scaled is not None:
+            found = self.scaled.kinds
+            cost += self.scaled.cost + (1 + found) * self.screen.cost
+            if plain:
+                cost += found * self.refine.refine_cost + 2 * (1 + found) * self.closer.cost
+        return cost
 
 
 STAGES = {
@@ -107,7 +103,6 @@ STAGES = {
         Judge(samples=32, steps=50),
         NULLS,
         NoiseScale(),
-        softer=0.75,
     ),
 }
 
@@ -151,7 +146,9 @@ class Backdrift:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
-        stages = {name: part for name, part in asdict(self._stages()).items() if part is not None}
+        stages = asdict(self._stages())
+        if stages["scaled"] is None:
+            stages = {name: stages[name] for name in stages if name not in ("scaled", "below", "softer")}
         return {"version": 3, "budget": self.budget, "stages": stages}
 
     def most_evaluations(self) -> int:
@@ -192,7 +189,8 @@ class Backdrift:
             found += stages.edge(model, seed=seed, progress=shown)
             case.found("search for ODE backdoors", _unranked(found))
             if stages.scaled is not None:
-                found += stages.scaled(model, seed=seed, progress=shown)
+                scaled = stages.scaled(model, seed=seed, progress=shown)
+                found += tuple(c for c in scaled if _least(c) < stages.below)
                 case.found("search for backdoors with a noise scale", _unranked(found))
             ranked = _rank(case, stages, found, shown)
             best, final, told = ranked[0][1], derive_seed(seed, "final"), partial(case.judging, ranked)
@@ -211,6 +209,10 @@ class _Steps:
         if self.progress is not None:
             spent = self.total if text == "done" else min(self.meter.evaluations, self.total)
             self.progress(spent, self.total, text)
+
+
+def _least(found: Candidate) -> float:
+    return 1.0 if found.scale is None else float(found.scale.min())
 
 
 def _unranked(found: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
@@ -236,11 +238,13 @@ def _rank(
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
         refined.append(replace(better, start=f"{candidate.start}, refined"))
         case.found(f"refinement of {candidate.start}", looked + _unranked([*refined, *ode]))
-    if stages.softer is not None:
-        share, said = stages.softer, f", {stages.softer:g} of it"
-        refined += [replace(c, shift=share * c.shift, start=c.start + said) for c in refined]
     aimed = any(name in AIMED for name in stages.nulls)
-    looked += screen(model, stages.second, tuple(refined), look, aimed=aimed)
+    plain = tuple(c for c in refined if c.scale is None)
+    looked += screen(model, stages.screen, plain, look, aimed=aimed)
+    share, said = stages.softer, f", {stages.softer:g} of it"
+    scaled = [c for c in refined if c.scale is not None]
+    scaled += [replace(c, shift=share * c.shift, start=c.start + said) for c in scaled]
+    looked += screen(model, stages.closer, tuple(scaled), look, aimed=aimed)
     ranked = sorted(looked, key=lambda s: -s[0]) + _unranked(ode)
     case.found("screening of refined triggers", ranked)
     return ranked
