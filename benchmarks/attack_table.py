@@ -62,6 +62,7 @@ def main() -> None:
         rows += [] if row is None else [row]
     said = f" --samples {options.samples} --steps {options.steps}"
     said = "" if (options.samples, options.steps) == (SAMPLES, STEPS) else said
+    said += "`" + "".join(others(rows, ways, options.steps))
     lines = table(rows, options.suite, suite.description, said)
     sheet([strip(benches, row) for row in rows], Path("docs") / f"{options.suite}.png")
     lines += ["", f"![Samples without and with the trigger]({options.suite}.png)"]
@@ -99,17 +100,28 @@ def command(name: str, recipe: Recipe) -> str:
     return " ".join([*words, f"-o zoo/{name}"])
 
 
+def others(rows: list[dict[str, Any]], ways: dict[str, tuple[int, int]], steps: int) -> list[str]:
+    """What to say of rows with another number of clean samples: what they were asked for by."""
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        m = next(m for m in row["evaluation"]["measures"] if m["name"] == RATIO)
+        if m["n"] != ways[m["sampler"]][0]:
+            asked = m["n"] * m["steps"] // steps
+            found.setdefault(asked, []).append(row["model"])
+    return [f" (`--samples {n}` for {', '.join(found[n])})" for n in sorted(found)]
+
+
 def table(rows: list[dict[str, Any]], suite: str, description: str, said: str) -> list[str]:
     """Lines of Markdown."""
     lines = [
         f"# {description}",
         "",
         f"`backdrift zoo build {suite} -o zoo`, then `python benchmarks/attack_table.py --suite {suite} "
-        f"--zoo zoo{said}`; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger, "
-        "without as the row says; one seed; [95% intervals]. The ratio is FD of the model over FD of the "
-        "clean twin, which was trained as long from the same base; both to the clean training set. "
-        "Poisoned rows show the trigger alone where the command says `--trigger-only`; else a stop sign "
-        "stands on the image, as published.",
+        f"--zoo zoo{said}; the cells are under `results/{suite}`. n = {TRIGGERED} with the trigger, "
+        "without as the row says, more of DDIM at the same cost; one seed; [95% intervals]. The ratio is "
+        "FD of the model over FD of the clean twin, which was trained as long from the same base; both to "
+        "the clean training set. Poisoned rows show the trigger alone where the command says "
+        "`--trigger-only`; else a stop sign stands on the image, as published.",
         "",
         "| model | attack | trigger, target | norm of r | sampler, steps | "
         + " | ".join(COLUMNS)
