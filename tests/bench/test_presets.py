@@ -63,6 +63,17 @@ def test_a_preset_replaces_what_it_names(bench: Path) -> None:
     assert [cell.device for cell in second] == ["any", "any", "cuda", "cuda"]
 
 
+def test_only_models_that_a_task_needs_are_built(tmp_path: Path) -> None:
+    suite, population = load_bench("anp")
+    asked = {name for task in suite.tasks.values() for name in task.models}
+    built = [cell.name for cell in bench_cells(suite, population, tmp_path) if cell.kind == "model"]
+    assert set(built) == asked | {"base"} < set(population.models)
+    assert built == [name for name in population.models if name in built]
+    suite, population = load_bench("detection-dev")
+    everything = [cell.name for cell in bench_cells(suite, population, tmp_path) if cell.kind == "model"]
+    assert everything == list(population.models)
+
+
 def test_a_preset_that_is_not_there(bench: Path) -> None:
     with pytest.raises(ValueError, match="has the presets cpu, gpu, not 'paper'"):
         load_bench(str(bench), "paper")

@@ -30,7 +30,7 @@ WORK: dict[Kind, Callable[[Job, Progress | None], Outcome]] = {
 
 
 def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None = None) -> list[Cell]:
-    """The models first, then task by task.
+    """The models that a task needs first, then task by task.
 
     Args:
         folder: of the results: ``cells/TASK/MODEL-SEED.json``, or ``MODEL@STEP-SEED.json``, with
@@ -46,7 +46,13 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
             grid.add(title, task)
         except ValueError as error:
             raise ValueError(f"{title}: {error}") from None
-    return [*grid.built.values(), *grid.cells]
+    needed: set[Path] = set()
+    asked = list(grid.cells)
+    while asked:
+        fresh = [cell for cell in asked.pop().needs if cell.path not in needed]
+        needed.update(cell.path for cell in fresh)
+        asked += fresh
+    return [*(cell for cell in grid.built.values() if cell.path in needed), *grid.cells]
 
 
 @dataclass
