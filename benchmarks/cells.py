@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backdrift.bench.tasks import open_bench
+from backdrift.cli._progress import progress_bar
 from backdrift.core.sampling import usual_sampler
 from backdrift.evaluate import CleanTwin, Plan, evaluate
 from backdrift.groundtruth import load_backdoor
@@ -70,9 +71,14 @@ class Bench:
         how = Plan(self.samples, sampler, steps, self.seed, self.triggered)
         data = planted.dataset(loaded.sample_shape)
         key = (twin, sampler, steps)
-        if key not in self.twins:
-            self.twins[key] = CleanTwin.measure(load(plan(self.zoo / twin)), data.images, how)
-        found = evaluate(loaded, planted, data.images, how, reference=data.name, clean_twin=self.twins[key])
+        with progress_bar(model) as progress:
+            if key not in self.twins:
+                clean = load(plan(self.zoo / twin))
+                self.twins[key] = CleanTwin.measure(clean, data.images, how, progress=progress)
+            beside = self.twins[key]
+            found = evaluate(
+                loaded, planted, data.images, how, reference=data.name, clean_twin=beside, progress=progress
+            )
         own = record == model
         settings: dict[str, Any] = {
             "attack": known.attack,
