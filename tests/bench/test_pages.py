@@ -101,9 +101,9 @@ def test_repairs(page: Callable[..., str], capsys: pytest.CaptureFixture[str]) -
     found = {(row[0], row[2]): row for row in rows}
     assert found["twin", "unlearn"][-2:] == ["BACKDOORED, NO EVIDENCE", "yes"]
     assert found["twin", "clipping-of-x_t"][-2:] == ["BACKDOORED, -", "no"]
-    assert found["trojdiff", "elijah"][-3] == "180"
-    assert ("trojdiff", "clipping-of-x_0") not in found
-    assert "failed: input-filter, trojdiff, seed 0: RuntimeError: no" in capsys.readouterr().err
+    assert found["trojdiff-025", "elijah"][-3] == "180"
+    assert ("trojdiff-025", "clipping-of-x_0") not in found
+    assert "failed: input-filter, trojdiff-025, seed 0: RuntimeError: no" in capsys.readouterr().err
 
 
 def test_reinforced_triggers(page: Callable[..., str], tmp_path: Path) -> None:

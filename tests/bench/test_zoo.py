@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from backdrift.bench import zoo
 from backdrift.bench.recipes import Recipe
-from backdrift.bench.tasks import BenchSuite, Opened, run_bench
+from backdrift.bench.tasks import BenchSuite, Opened, Task, run_bench
 from backdrift.core import registry
 from backdrift.data import DATASETS
 from backdrift.io.load import load
@@ -133,7 +133,8 @@ def test_a_folder_of_another_origin_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a" / "clean").mkdir(parents=True)
     with pytest.raises(ValueError, match="was not made by this command"):
         zoo.build_suite(suite, tmp_path / "a")
-    bench = Opened(suite=BenchSuite(description="", zoo="", tasks={}), zoo=suite, models="../a")
+    tasks = {"scan": Task(kind="detect", method="backdrift")}
+    bench = Opened(suite=BenchSuite(description="", zoo="", tasks=tasks), zoo=suite, models="../a")
     with pytest.raises(ValueError, match="was not made by this command"):
         run_bench(bench, tmp_path / "results")
     assert {p.name for p in tmp_path.rglob("*")} == {"suite.toml", "a", "clean"}
