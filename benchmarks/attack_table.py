@@ -79,12 +79,13 @@ def main() -> None:
 
 
 def measured(benches: dict[str, Bench], name: str, twin: str) -> dict[str, Any] | None:
-    """The cell of a model; None if there is neither a result nor a model."""
+    """The cell of a model, None if there is no model either; samples of an older one go."""
     some = benches["ddpm"]
     if some.path(name).exists():
         return some.cell(name, twin)
     if not (some.zoo / name / "backdoor.json").exists():
         return None
+    some.path(name).with_suffix(".png").unlink(missing_ok=True)
     family = load_backdoor(some.zoo / name).record.sampler_family
     return benches["ddim" if family == "ode" else "ddpm"].cell(name, twin)
 

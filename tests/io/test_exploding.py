@@ -96,6 +96,12 @@ def test_what_we_save_is_what_stock_saves(tmp_path: Path) -> None:
     assert same_as_stock(ours, {"num_train_timesteps": 1000, "sigma_min": 0.01, "sigma_max": 7.2})
 
 
+@pytest.mark.parametrize(("shape", "highest"), [((3, 32, 32), 50.0), ((1, 16, 16), 14.4)])
+def test_levels_go_up_with_the_number_of_pixels(shape: tuple[int, int, int], highest: float) -> None:
+    levels = new_model(shape, seed=0, width=8, exploding=True).schedule.levels
+    assert [float(levels[0]), float(levels[-1])] == pytest.approx([0.01, highest])
+
+
 def test_a_bare_network_needs_its_scheduler(exploding: Path) -> None:
     bare = exploding / "unet"
     with pytest.raises(NotScannable, match=r"needs its scheduler_config\.json"):
