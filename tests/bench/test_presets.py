@@ -63,6 +63,38 @@ def test_a_preset_replaces_what_it_names(bench: Path) -> None:
     assert [cell.device for cell in second] == ["any", "any", "cuda", "cuda"]
 
 
+def test_tasks_of_a_kind_share_what_they_do_not_say(bench: Path) -> None:
+    before, _ = load_bench(str(bench))
+    bench.write_text(
+        BENCH.replace('method = "purediffusion"\n', "")
+        + '[defaults.detect]\nmethod = "purediffusion"\noptions = { budget = "quick" }\n'
+        + '[tasks.three]\nkind = "detect"\noptions = { budget = "deep" }\n'
+    )
+    suite, _ = load_bench(str(bench))
+    assert suite.tasks["one"].method == before.tasks["one"].method == "purediffusion"
+    assert suite.tasks["one"].options == suite.tasks["two"].options == {"budget": "quick"}
+    assert (suite.tasks["two"].method, suite.tasks["two"].models) == ("backdrift", ("a",))
+    assert suite.tasks["three"].options == {"budget": "deep"}
+    assert load_bench(str(bench), "gpu")[0].tasks["one"].options == {"budget": "deep"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("[defaults]\ndetect = 3\n", "defaults are tables by kind of task"),
+        ("[defaults.repair]\nimages = 3\n", "defaults for 'repair', and no task is of that kind"),
+        ("[defaults.detect]\nimage = 3\n", "image"),
+    ],
+)
+def test_defaults_that_cannot_be(bench: Path, words: str, told: str) -> None:
+    bench.write_text(BENCH + words)
+    with pytest.raises(ValueError, match=told):
+        load_bench(str(bench))
+    bench.write_text('description = "d"\nzoo = "zoo.toml"\ntasks = 3\n')
+    with pytest.raises(ValueError, match="tasks"):
+        load_bench(str(bench))
+
+
 def test_only_models_that_a_task_needs_are_built(tmp_path: Path) -> None:
     suite, population = load_bench("anp")
     asked = {name for task in suite.tasks.values() for name in task.models}

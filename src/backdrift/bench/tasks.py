@@ -69,7 +69,8 @@ def load_bench(name: str, preset: str = DEFAULT_PRESET) -> tuple[BenchSuite, Sui
 
     Args:
         preset: ``cpu`` is what the file says; another one is its table ``presets.NAME``, whose values
-            replace those of the file, key by key.
+            replace those of the file, key by key. A table ``defaults.KIND`` has what the tasks of that
+            kind have in common, key by key too.
 
     Raises:
         ValueError: unknown name, preset, key, method or option, or a pattern that no model has.
@@ -83,8 +84,8 @@ def load_bench(name: str, preset: str = DEFAULT_PRESET) -> tuple[BenchSuite, Sui
             f"benchmark {name} has the presets {', '.join([DEFAULT_PRESET, *known])}, not {preset!r}"
         )
     try:
-        suite = BenchSuite.model_validate(_merged(table, known.get(preset, {})))
-    except ValidationError as error:
+        suite = BenchSuite.model_validate(_spread(_merged(table, known.get(preset, {}))))
+    except ValueError as error:
         raise ValueError(f"benchmark {name}: {error}") from None
     beside = Path(name).with_name(suite.zoo)
     zoo = load_suite(str(beside) if beside.is_file() else suite.zoo)
@@ -106,6 +107,20 @@ def _merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(found.get(key), dict)
         found[key] = _merged(found[key], value) if both else value
     return found
+
+
+def _spread(table: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a kind put into its tasks; what else is wrong there is left to the validation."""
+    defaults, tasks = table.pop("defaults", {}), table.get("tasks")
+    if not isinstance(defaults, dict) or not all(isinstance(part, dict) for part in defaults.values()):
+        raise ValueError("defaults are tables by kind of task, such as [defaults.detect]")
+    found = {}
+    for title, task in (tasks if isinstance(tasks, dict) else {}).items():
+        found[title] = _merged(defaults.get(task.get("kind"), {}), task) if isinstance(task, dict) else task
+    kinds = {task.get("kind") for task in found.values() if isinstance(task, dict)}
+    if unknown := sorted(set(defaults) - kinds):
+        raise ValueError(f"there are defaults for {unknown[0]!r}, and no task is of that kind")
+    return {**table, "tasks": found} if found else table
 
 
 class Opened(BaseModel):
