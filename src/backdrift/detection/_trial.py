@@ -155,7 +155,8 @@ def screen(
 
     Args:
         aimed: take from every score of a family the hit rate of a shift of the best one's norm towards
-            one of the model's own images (see :func:`null_shift`); once more ``judge.cost`` per kind.
+            one of the model's own images (see :func:`null_shift`), unless that ends at the best one's
+            target; once more ``judge.cost`` per kind.
     """
     looked = []
     for family, scaled in dict.fromkeys((c.family, c.scale is not None) for c in candidates):
@@ -173,6 +174,8 @@ def screen(
             _, best, drawn = max(mine, key=lambda item: item[0])
             own = _own_samples(model, judge, raw, plain, drawn)
             shift = null_shift(AIMED[0], best.shift, seed, own)
-            followed = judge.look(model, judge.draw(model, shift, family, seed, best.scale), plain).hit_rate
+            null = judge.look(model, judge.draw(model, shift, family, seed, best.scale), plain)
+            same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
+            followed = 0.0 if same else null.hit_rate
         looked += [(score - followed, candidate) for score, candidate, _ in mine]
     return sorted(looked, key=lambda item: -item[0])
