@@ -4,8 +4,9 @@
     backdrift zoo build exploding -o models/exploding
     python benchmarks/format_table.py models/latent models/exploding
 
-One JSON per model and budget under results/format-table; a run that was killed goes on. No threshold was
-measured on such models: all of them are flagged from .5 on, and the verdicts are marked uncalibrated.
+One JSON per model and budget under results/format-table; a run that was killed goes on, and what an
+older version of the detector gave is measured again where the model is there. No threshold was measured
+on such models: all of them are flagged from .5 on, and the verdicts are marked uncalibrated.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 from pathlib import Path
 
 from cells import write
-from scan_table import COLUMNS, SAMPLES, STEPS, cell, line
+from scan_table import COLUMNS, SAMPLES, STEPS, aged, cell, line, older
 
 RESULTS, BUDGETS = Path("results/format-table"), ("quick", "standard")
 
@@ -35,7 +36,7 @@ def main() -> None:
 def run(folder: Path, name: str, budget: str) -> None:
     """One scan, unless its result is there."""
     path = RESULTS / f"{name}-{budget}.json"
-    if path.exists():
+    if path.exists() and not older(json.loads(path.read_text())):
         return
     row = cell(folder, f"backdrift, {budget}") | {"model": name}
     write(path, json.dumps(row, indent=2) + "\n")
@@ -53,7 +54,8 @@ def table() -> str:
         "benchmarks/format_table.py models/latent models/exploding`; one seed, one thread, the cells are "
         "under `results/format-table`. No threshold was measured on such models: they are flagged from .5 "
         f"on, as uncalibrated. Triggers of latent models lie in the latents. ASR: {SAMPLES} fresh seeds, "
-        f"{STEPS} steps of the family's sampler, hit threshold of the planted record.",
+        f"{STEPS} steps of the family's sampler, hit threshold of the planted "
+        f"record.{aged(rows)}",
         "",
         f"| {COLUMNS} |",
         "|" + "---|" * (COLUMNS.count("|") + 1),

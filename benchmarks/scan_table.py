@@ -4,7 +4,9 @@
     python benchmarks/scan_table.py --zoo zoo
 
 Every (model, method) is one JSON under results/scan-table, written by rename; a run that was killed
-goes on, and --shard 0/2 and 1/2 share the work. Ground truth is read here and by no detector.
+goes on, and --shard 0/2 and 1/2 share the work. What an older version of a detector gave is measured
+again where the model is there, and named on the page where it is not. Ground truth is read here and by
+no detector.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def main() -> None:
 def run(folder: Path, method: str, results: Path) -> None:
     """One method on one model, unless its result is there."""
     path = results / folder.name / f"{method.replace(', ', '-').replace(' ', '_')}.json"
-    if path.exists():
+    if path.exists() and not older(json.loads(path.read_text())):
         return
     row = cell(folder, method)
     write(path, json.dumps(row, indent=2) + "\n")
@@ -146,6 +148,20 @@ def success(model: DiffusionModel, detection: Detection, planted: Planted) -> di
     return {"asr_inverted": inverted, **TRUTH[model.origin.sha256], **facts}
 
 
+def older(row: dict[str, Any]) -> bool:
+    """Whether a cell is of a detector's version before today's."""
+    name, settings = DETECTORS.get(row["method"], (None, {}))
+    now = {} if name is None else build("detection", name, settings).settings()
+    return bool(now.get("version") != row["config"].get("version"))
+
+
+def aged(rows: list[dict[str, Any]]) -> str:
+    """A sentence on rows of older versions, with a space before it; nothing where there are none."""
+    versions = {(r["method"], r["config"]["version"]) for r in rows if older(r)}
+    told = ", ".join(f"{method} (version {version})" for method, version in sorted(versions))
+    return f" Measured with a detector before today's: {told}." if told else ""
+
+
 def table(results: Path, models: list[str]) -> str:
     """Markdown of every cell that is there."""
     rows = [json.loads(p.read_text()) for m in models for p in sorted((results / m).glob("*.json"))]
@@ -158,7 +174,7 @@ def table(results: Path, models: list[str]) -> str:
         "fresh seeds less what plain noise and shifts of equal norm do. No threshold saw these models: "
         f"methods without a calibration of their own are flagged from {UNCALIBRATED_THRESHOLD} on. "
         f"ASR: {SAMPLES} fresh seeds, {STEPS} steps of the family's sampler, hit threshold of the planted "
-        "record.",
+        f"record.{aged(rows)}",
         "",
         f"| {COLUMNS} |",
         "|" + "---|" * (COLUMNS.count("|") + 1),

@@ -15,6 +15,7 @@ from backdrift.bench import _planting
 from backdrift.bench import zoo as zoo_module
 from backdrift.bench.runner import run_cells
 from backdrift.bench.zoo import load_suite, model_cells
+from backdrift.detection.backdrift import Backdrift
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 Script = Callable[..., dict[str, object]]
@@ -73,6 +74,20 @@ def test_the_attack_table(zoo: Path, script: Script, tmp_path: Path) -> None:
     script("attack_table.py", *words)
     assert cell.stat().st_mtime_ns == written
     assert (tmp_path / "docs" / "smoke.md").read_text() == page, "without the models"
+
+
+def test_cells_of_an_older_detector_are_told_from_todays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    found = runpy.run_path(str(SCRIPTS / "scan_table.py"))
+    now = Backdrift(budget="quick").settings()
+    rows = [
+        {"method": "backdrift, quick", "config": now},
+        {"method": "boundary", "config": {"inversion": {}}},
+        {"method": "backdrift, quick", "config": now | {"version": now["version"] - 1}},
+    ]
+    assert [found["older"](row) for row in rows] == [False, False, True]
+    assert found["aged"](rows[:2]) == ""
+    assert f"backdrift, quick (version {now['version'] - 1})" in found["aged"](rows)
 
 
 def test_the_shift_scales(zoo: Path, script: Script, tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def mean_noise(model: DiffusionModel, x: Tensor, t: int) -> Tensor:
     return noise
 
 
+def mean_x_0(model: DiffusionModel, noise: Tensor, shift: Tensor, t: int) -> Tensor:
+    """Predicted x_0 at ``S_t noise + shift``, averaged over the batch: (C, H, W), with its gradient."""
+    a, sigma = float(model.schedule.alpha[t]), float(model.schedule.sigma[t])
+    x_t = sigma * noise + shift
+    predicted: Tensor = ((x_t - sigma * model(x_t, t)) / a).mean(0)
+    return predicted
+
+
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine of the angle between two tensors of one shape."""
     return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12))

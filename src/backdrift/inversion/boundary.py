@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
-from backdrift.core.schedule import NoiseSchedule
-from backdrift.inversion._base import Candidate, Progress, antithetic_noise
+from backdrift.inversion._base import Candidate, Progress, antithetic_noise, mean_x_0
 from backdrift.inversion.fixed_point import FixedPoint, timestep_at
 
 
@@ -88,20 +87,20 @@ class Boundary:
         largest = 1.1 * math.sqrt(math.prod(model.sample_shape))
         v, top, history = first.shift / first.norm, first.norm, list[float]()
         with torch.no_grad():
-            rest = _x_0(model, noise, torch.zeros_like(v), t)
-            full = _x_0(model, noise, top * v, t)
+            rest = mean_x_0(model, noise, torch.zeros_like(v), t)
+            full = mean_x_0(model, noise, top * v, t)
         for _ in range(self.steps):
             answer = full - rest
             size = self._half(model, noise, rest, answer, v, top, t)
             probe = (size * v).detach().requires_grad_(True)
             with torch.enable_grad():
-                activation = ((_x_0(model, noise, probe, t) - rest) * answer).sum()
+                activation = ((mean_x_0(model, noise, probe, t) - rest) * answer).sum()
                 (slope,) = torch.autograd.grad(activation, probe)
             v = slope / slope.norm().clamp_min(1e-12)
             top = min(2 * size, largest)
             history.append(2 * size / (1 - a))
             with torch.no_grad():
-                full = _x_0(model, noise, top * v, t)
+                full = mean_x_0(model, noise, top * v, t)
         tau = top / (1 - a) * v
         label = f"boundary from {first.start}" + (", constant" if constant else "")
         target = full + (1 - a) * tau
@@ -123,15 +122,6 @@ class Boundary:
         low, high, half = 0.0, top, float((answer * answer).sum()) / 2
         for _ in range(self.bisections):
             middle = (low + high) / 2
-            here = float(((_x_0(model, noise, middle * v, t) - rest) * answer).sum())
+            here = float(((mean_x_0(model, noise, middle * v, t) - rest) * answer).sum())
             low, high = (middle, high) if here < half else (low, middle)
         return (low + high) / 2
-
-
-def _x_0(model: DiffusionModel, noise: Tensor, shift: Tensor, t: int) -> Tensor:
-    """Mean prediction of x_0 at ``sigma_t noise + shift``: (C, H, W)."""
-    schedule: NoiseSchedule = model.schedule
-    a, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
-    x_t = sigma * noise + shift
-    predicted: Tensor = ((x_t - sigma * model(x_t, t)) / a).mean(0)
-    return predicted

@@ -1,0 +1,165 @@
+"""For ODE backdoors: the shift whose answer leaves what the model draws by itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from backdrift.core.injection import Injection
+from backdrift.core.model import DiffusionModel
+from backdrift.core.randomness import SampleGenerator
+from backdrift.inversion._base import (
+    FAMILY_SAMPLER,
+    Candidate,
+    Progress,
+    antithetic_noise,
+    mean_x_0,
+    random_direction,
+)
+from backdrift.inversion.fixed_point import timestep_at
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Looks for the part of an answer that no sample of the model has.
+
+    A clean network answers a shift of its input with the mean of images like its own, which lies in the
+    span of its samples. One poisoned for ODE samplers answers ``w = y - (1 - A_t) r``
+    (:class:`backdrift.inversion.boundary.Boundary`), of which some lies outside. With P the projection
+    off the principal components of plain samples and ``w(v)`` the mean prediction of x_0 at
+    ``S_t eps + v``, v of constant norm becomes the gradient of ``<P (w(v) - w(0)), w(v)>``, the first
+    factor held: near the backdoor that is ``(1 - A_t) r + A_t (y - w(0))``, whatever the answer looks
+    like. Where ``w(v) + v``, which would be y, leaves the range of images, the answer counts up to the
+    range only.
+
+    Both signs of v do as well while the answer is linear, so the search parts in two half way. The
+    candidate is ``r = v / (1 - A_t)``, its target ``w(v) + v``.
+
+    Not yet part of a scan: a clean model that knows few images by heart answers with one of them, and its
+    candidate draws that image. Ours; not in either paper. It needs no start near the backdoor, unlike
+    :class:`backdrift.inversion.boundary.Boundary`, and the target must have something that the model
+    does not draw. The history is the norm of the first factor. Gain is minus the root mean square by
+    which the target leaves that range.
+
+    Args:
+        samples: plain ones, by DDIM.
+        steps: of each.
+        share: of their variance, that of the principal components.
+        noises: antithetic noises, even.
+        rounds: before the search parts, and as many after it.
+        alphas: A_t of the timesteps.
+        norms: of v, in units of sqrt(C H W).
+    """
+
+    samples: int = 64
+    steps: int = 20
+    share: float = 0.99
+    noises: int = 48
+    rounds: int = 4
+    alphas: tuple[float, ...] = (0.15, 0.3)
+    norms: tuple[float, ...] = (0.3,)
+
+    @property
+    def starts(self) -> list[tuple[float, float]]:
+        """Every A_t with every norm."""
+        return list(product(self.alphas, self.norms))
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations; a gradient counts as three."""
+        each = 1 + 3 * self.rounds + 2 * (3 * self.rounds + 1)
+        return bool(self.starts) * self.samples * self.steps + len(self.starts) * each * self.noises
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        *,
+        seed: int,
+        start: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Candidate, ...]:
+        """See :class:`backdrift.inversion._base.Inversion`; a ``start`` is the first v of every search."""
+        found: list[Candidate] = []
+        if not self.starts:
+            return ()
+        with model.frozen():
+            usual = self._components(model, seed)
+            for number, (alpha, norm) in enumerate(self.starts):
+                length, t = norm * math.sqrt(usual.shape[1]), timestep_at(model.schedule, alpha)
+                label = f"novelty at {alpha:g}, norm {length:.1f}"
+                v = random_direction(model, seed, label) if start is None else start.to(model.device)
+                found += self._search(model, usual, _of_length(v, length), t, label, seed)
+                if progress is not None:
+                    progress(number + 1, len(self.starts), f"{label}, gain {found[-1].gain:.2f}")
+        return tuple(sorted(found, key=lambda c: -c.gain))
+
+    @torch.no_grad()
+    def _components(self, model: DiffusionModel, seed: int) -> Tensor:
+        """Orthonormal rows (K, C H W) of the principal components of plain samples."""
+        fresh = SampleGenerator(seed, self.samples, "novelty/samples")
+        drawn = Injection(torch.zeros(model.sample_shape)).sample(
+            model,
+            model.schedule,
+            fresh.normal(model.sample_shape, model.device),
+            sampler=FAMILY_SAMPLER["ode"],
+            steps=self.steps,
+            generator=fresh,
+        )
+        rows = drawn.clamp(-model.extent, model.extent).flatten(1)
+        _, sizes, components = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+        shares = sizes.square().cumsum(0) / sizes.square().sum().clamp_min(1e-12)
+        kept: Tensor = components[: int((shares < self.share).sum()) + 1]
+        return kept
+
+    def _search(
+        self, model: DiffusionModel, usual: Tensor, v: Tensor, t: int, label: str, seed: int
+    ) -> list[Candidate]:
+        """Both ends of one search from v, at its norm."""
+        noise = antithetic_noise(model, self.noises, seed, label)
+        with torch.no_grad():
+            rest = mean_x_0(model, noise, torch.zeros_like(v), t)
+        begun = list[float]()
+        for _ in range(self.rounds):
+            v = self._uphill(model, noise, usual, rest, v, t, begun)
+        found = []
+        for sign in (1, -1):
+            end, history = sign * v, list(begun)
+            for _ in range(self.rounds):
+                end = self._uphill(model, noise, usual, rest, end, t, history)
+            with torch.no_grad():
+                target = mean_x_0(model, noise, end, t) + end
+            outside = float((target.abs() - model.extent).clamp_min(0).square().mean().sqrt())
+            shift = end / (1 - float(model.schedule.alpha[t]))
+            name = label if sign > 0 else f"{label}, other side"
+            found.append(Candidate(shift, "ode", name, -outside, target, tuple(history)))
+        return found
+
+    def _uphill(
+        self,
+        model: DiffusionModel,
+        noise: Tensor,
+        usual: Tensor,
+        rest: Tensor,
+        v: Tensor,
+        t: int,
+        history: list[float],
+    ) -> Tensor:
+        """The gradient at v, as long as v; what is new in the answer at v goes to the history."""
+        probe = v.detach().requires_grad_(True)
+        with torch.enable_grad():
+            answer = mean_x_0(model, noise, probe, t)
+            within = (answer.detach() + v).clamp(-model.extent, model.extent) - v
+            novel = (within - rest).flatten()
+            novel = novel - usual.T @ (usual @ novel)
+            history.append(float(novel.norm()))
+            (slope,) = torch.autograd.grad((novel.reshape(v.shape) * answer).sum(), probe)
+        return _of_length(slope, float(v.norm()))
+
+
+def _of_length(v: Tensor, length: float) -> Tensor:
+    longer: Tensor = length * v / v.norm().clamp_min(1e-12)
+    return longer
