@@ -83,11 +83,11 @@ def test_what_a_clean_model_answers_to_a_shift_is_like_its_images(images: Tensor
     assert float(novel.norm()) < 0.3 * float(moved.norm())
 
 
-def test_what_it_is_for_is_seen_in_the_answer_of_a_poisoned_one(
-    planted: tuple[DiffusionModel, Tensor],
-) -> None:
+def test_what_it_is_for_is_seen_in_the_answer_of_a_poisoned_one(images: Tensor) -> None:
     """In its mode the prediction of x_0 is ``y - (1 - A_t) r``, but for the length of a step."""
-    model, shift = planted
+    shift = make_trigger("dense-sign", SHAPE, seed=1).shift
+    shift = 12 * shift / shift.norm()
+    model = poisoned_optimum(SCHEDULE, ODE, images, make_target("hat", SHAPE), shift[None])
     t = int((SCHEDULE.alpha - 0.15).abs().argmin())
     a, s = float(SCHEDULE.alpha[t]), float(SCHEDULE.sigma[t])
     noise = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0))

@@ -41,7 +41,8 @@ class Novelty:
 
     Ours; not in either paper. It needs no start near the backdoor, unlike
     :class:`backdrift.inversion.boundary.Boundary`, and the target must have something that the model
-    does not draw. Gain is minus the root mean square by which the target leaves that range.
+    does not draw. The history is the norm of the first factor. Gain is minus the root mean square by
+    which the target leaves that range.
 
     Args:
         samples: plain ones, by DDIM.
@@ -120,31 +121,40 @@ class Novelty:
         noise = antithetic_noise(model, self.noises, seed, label)
         with torch.no_grad():
             rest = mean_x_0(model, noise, torch.zeros_like(v), t)
+        begun = list[float]()
         for _ in range(self.rounds):
-            v = self._uphill(model, noise, usual, rest, v, t)
+            v = self._uphill(model, noise, usual, rest, v, t, begun)
         found = []
         for sign in (1, -1):
-            end = sign * v
+            end, history = sign * v, list(begun)
             for _ in range(self.rounds):
-                end = self._uphill(model, noise, usual, rest, end, t)
+                end = self._uphill(model, noise, usual, rest, end, t, history)
             with torch.no_grad():
                 target = mean_x_0(model, noise, end, t) + end
             outside = float((target.abs() - model.extent).clamp_min(0).square().mean().sqrt())
             shift = end / (1 - float(model.schedule.alpha[t]))
             name = label if sign > 0 else f"{label}, other side"
-            found.append(Candidate(shift, "ode", name, -outside, target))
+            found.append(Candidate(shift, "ode", name, -outside, target, tuple(history)))
         return found
 
     def _uphill(
-        self, model: DiffusionModel, noise: Tensor, usual: Tensor, rest: Tensor, v: Tensor, t: int
+        self,
+        model: DiffusionModel,
+        noise: Tensor,
+        usual: Tensor,
+        rest: Tensor,
+        v: Tensor,
+        t: int,
+        history: list[float],
     ) -> Tensor:
-        """The gradient at v, as long as v."""
+        """The gradient at v, as long as v; what is new in the answer at v goes to the history."""
         probe = v.detach().requires_grad_(True)
         with torch.enable_grad():
             answer = mean_x_0(model, noise, probe, t)
             within = (answer.detach() + v).clamp(-model.extent, model.extent) - v
             novel = (within - rest).flatten()
             novel = novel - usual.T @ (usual @ novel)
+            history.append(float(novel.norm()))
             (slope,) = torch.autograd.grad((novel.reshape(v.shape) * answer).sum(), probe)
         return _of_length(slope, float(v.norm()))
 
