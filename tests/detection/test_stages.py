@@ -85,10 +85,17 @@ def test_a_clean_model_is_not_charged_for_them(images: Tensor) -> None:
     assert not any(row.name.startswith("noise scale") for row in spent[()].restarts)
 
 
+def test_a_scale_that_draws_nothing_is_not_refined(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backdrift.STAGES, "quick", replace(STAGES["quick"], below=2.0))
+    names = [row.name for row in Backdrift(budget="quick")(closed_form(images), seed=0).finding.restarts]
+    assert "noise scale, scale" in names
+    assert not any(name.startswith("noise scale") and "refined" in name for name in names)
+
+
 def test_the_most_that_it_costs_is_spent_where_both_kinds_are_found(
     images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(backdrift.STAGES, "quick", replace(STAGES["quick"], below=2.0))
+    monkeypatch.setitem(backdrift.STAGES, "quick", replace(STAGES["quick"], below=2.0, hopeless=-2.0))
     detector = Backdrift(budget="quick")
     finding = detector(closed_form(images), seed=0).finding
     assert 0.97 * detector.most_evaluations() < finding.evaluations <= detector.most_evaluations()

@@ -42,7 +42,7 @@ class Stages:
         judge: the final look, on fresh seeds.
         nulls: shifts to compare with, names of ``NULLS``.
         scaled: for backdoors that come with a noise scale of their own; the best that it finds is
-            refined if anything is.
+            refined if anything is, and if its screening score is above ``hopeless``.
         below: a find of ``scaled`` counts if its smallest gamma lies below; clean models answer with
             gamma near 1.
         softer: the share of its norm at which a refined trigger with a noise scale is screened once
@@ -59,6 +59,7 @@ class Stages:
     nulls: tuple[str, ...]
     scaled: NoiseScale | None = field(default_factory=NoiseScale)
     below: float = 0.85
+    hopeless: float = -0.5
     softer: float = 0.75
 
     @property
@@ -256,7 +257,8 @@ def _rank(
     for part, number in zip(found, stages.refined, strict=False):
         mine = {c.start for c in part}
         begun += _apart([c for _, c in looked if c.start in mine], number)
-    begun += [c for _, c in looked if c.scale is not None][:1] if begun else []
+    scaled = [c for score, c in looked if c.scale is not None and score > stages.hopeless]
+    begun += scaled[:1] if begun else []
     refined = []
     for candidate in begun:
         better = stages.refine.refine(model, candidate, seed=seed, progress=progress)
