@@ -139,8 +139,6 @@ def test_an_interrupted_scan_ends_its_process_and_writes_nothing(model: Path, tm
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err.splitlines()[-1]) == (130, "backdrift: interrupted")
     assert "Traceback" not in err
-    while Path("/proc", child).exists() and time.monotonic() < end:
-        time.sleep(0.1)  # interrupted while it began, it ends at the end of its input
     assert not Path("/proc", child).exists()
     assert [p.name for p in tmp_path.iterdir() if p.name != "model"] == ["scratch"]
     assert list(scratch.iterdir()) == []

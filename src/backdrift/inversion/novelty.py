@@ -71,7 +71,7 @@ class Novelty:
     def cost(self) -> int:
         """Network evaluations; a gradient counts as three."""
         each = 1 + 3 * self.rounds + 2 * (3 * self.rounds + 1)
-        return bool(self.starts) * self.samples * self.steps + len(self.starts) * each * self.noises
+        return self.samples * self.steps + len(self.starts) * each * self.noises
 
     def __call__(
         self,
@@ -83,8 +83,6 @@ class Novelty:
     ) -> tuple[Candidate, ...]:
         """See :class:`backdrift.inversion._base.Inversion`; a ``start`` is the first v of every search."""
         found: list[Candidate] = []
-        if not self.starts:
-            return ()
         with model.frozen():
             usual = self._components(model, seed)
             for number, (alpha, norm) in enumerate(self.starts):
@@ -121,42 +119,34 @@ class Novelty:
         noise = antithetic_noise(model, self.noises, seed, label)
         with torch.no_grad():
             rest = mean_x_0(model, noise, torch.zeros_like(v), t)
-        begun = list[float]()
-        for _ in range(self.rounds):
-            v = self._uphill(model, noise, usual, rest, v, t, begun)
+        v, begun = self._climb(model, noise, usual, rest, v, t)
         found = []
         for sign in (1, -1):
-            end, history = sign * v, list(begun)
-            for _ in range(self.rounds):
-                end = self._uphill(model, noise, usual, rest, end, t, history)
+            end, history = self._climb(model, noise, usual, rest, sign * v, t)
             with torch.no_grad():
                 target = mean_x_0(model, noise, end, t) + end
             outside = float((target.abs() - model.extent).clamp_min(0).square().mean().sqrt())
             shift = end / (1 - float(model.schedule.alpha[t]))
             name = label if sign > 0 else f"{label}, other side"
-            found.append(Candidate(shift, "ode", name, -outside, target, tuple(history)))
+            found.append(Candidate(shift, "ode", name, -outside, target, begun + history))
         return found
 
-    def _uphill(
-        self,
-        model: DiffusionModel,
-        noise: Tensor,
-        usual: Tensor,
-        rest: Tensor,
-        v: Tensor,
-        t: int,
-        history: list[float],
-    ) -> Tensor:
-        """The gradient at v, as long as v; what is new in the answer at v goes to the history."""
-        probe = v.detach().requires_grad_(True)
-        with torch.enable_grad():
-            answer = mean_x_0(model, noise, probe, t)
-            within = (answer.detach() + v).clamp(-model.extent, model.extent) - v
-            novel = (within - rest).flatten()
-            novel = novel - usual.T @ (usual @ novel)
+    def _climb(
+        self, model: DiffusionModel, noise: Tensor, usual: Tensor, rest: Tensor, v: Tensor, t: int
+    ) -> tuple[Tensor, tuple[float, ...]]:
+        """Where ``rounds`` of the search lead at the norm of v, and what was new in each answer."""
+        length, history = float(v.norm()), []
+        for _ in range(self.rounds):
+            probe = v.detach().requires_grad_(True)
+            with torch.enable_grad():
+                answer = mean_x_0(model, noise, probe, t)
+                within = (answer.detach() + v).clamp(-model.extent, model.extent) - v
+                novel = (within - rest).flatten()
+                novel = novel - usual.T @ (usual @ novel)
+                (slope,) = torch.autograd.grad((novel.reshape(v.shape) * answer).sum(), probe)
+            v = _of_length(slope, length)
             history.append(float(novel.norm()))
-            (slope,) = torch.autograd.grad((novel.reshape(v.shape) * answer).sum(), probe)
-        return _of_length(slope, float(v.norm()))
+        return v, tuple(history)
 
 
 def _of_length(v: Tensor, length: float) -> Tensor:

@@ -22,9 +22,11 @@ from backdrift.isolation.limits import GIB, Limits, default_memory, environment,
 Progress = Callable[[int, int, str], None]
 
 _BOOT = (
-    "import json, sys; job = json.loads(sys.stdin.buffer.readline()); sys.path[:] = job['sys_path']; "
+    "import json, signal, sys; signal.pthread_sigmask(signal.SIG_SETMASK, ()); "
+    "job = json.loads(sys.stdin.buffer.readline()); sys.path[:] = job['sys_path']; "
     "from backdrift.isolation.child import main; main(job)"
 )
+_ASKED_TO_END = (signal.SIGINT, signal.SIGTERM)
 _CHUNK = 1 << 20
 _TAIL = 4096
 
@@ -92,19 +94,26 @@ class Run:
 
     @contextmanager
     def _started(self, place: str, descriptors: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BOOT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=place,
-            env=environment(),
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
+        # Ctrl-C inside of Popen would leave a child that nobody holds; it waits until there is one to kill.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED_TO_END)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _BOOT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=place,
+                env=environment(),
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            raise
         try:
             with process:
                 try:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
                     assert process.stdin is not None
                     with suppress(BrokenPipeError):  # it died at once; its exit code says so
                         process.stdin.write(wire.to_json(self.job) + b"\n")
