@@ -51,7 +51,7 @@ class Stages:
 
     search: FixedPoint
     edge: Boundary
-    novel: Novelty
+    novel: Novelty | None
     screen: Judge
     refine: Joint
     refined: tuple[int, int, int]
@@ -70,11 +70,15 @@ class Stages:
     @property
     def cost(self) -> int:
         """The most network evaluations, all stages together."""
-        plain, ode = sum(self.refined), len(self.edge.starts) + 2 * len(self.novel.starts)
+        plain, ode = sum(self.refined), len(self.edge.starts)
+        cost = self.search.cost + self.edge.cost
+        if self.novel is not None:
+            ode += 2 * len(self.novel.starts)
+            cost += self.novel.cost
         kinds = (self.refined[0] > 0) + (max(self.refined[1:]) > 0)
         screened = 2 + len(self.search.starts) + (2 + ode if ode else 0) + plain + 2 * kinds
-        cost = self.search.cost + self.edge.cost + self.novel.cost + screened * self.screen.cost
-        cost += (2 + len(self.nulls)) * self.judge.cost + plain * self.refine.refine_cost + RESPONSE_COST
+        cost += screened * self.screen.cost + (2 + len(self.nulls)) * self.judge.cost
+        cost += plain * self.refine.refine_cost + RESPONSE_COST
         if self.scaled is not None:
             cost += self.scaled.cost + (2 + self.scaled.kinds) * self.screen.cost
             if plain:
@@ -122,7 +126,7 @@ INGREDIENTS: dict[str, Callable[[Stages], Stages]] = {
     "small norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[-1:])),
     "large norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[:1])),
     "boundary": lambda s: replace(s, edge=replace(s.edge, starts=())),
-    "novelty": lambda s: replace(s, novel=replace(s.novel, norms=())),
+    "novelty": lambda s: replace(s, novel=None),
     "noise scale": lambda s: replace(s, scaled=None),
     "refinement": lambda s: replace(s, refined=(0, 0, 0)),
     "aimed nulls": lambda s: replace(s, nulls=tuple(n for n in s.nulls if n not in AIMED)),
@@ -195,7 +199,7 @@ class Backdrift:
             case.found("search for SDE backdoors", _unranked(found))
             found.append(stages.edge(model, seed=seed, progress=shown))
             case.found("search for ODE backdoors at their edge", _unranked(found))
-            found.append(stages.novel(model, seed=seed, progress=shown))
+            found.append(() if stages.novel is None else stages.novel(model, seed=seed, progress=shown))
             case.found("search for ODE backdoors by novelty", _unranked(found))
             if stages.scaled is not None:
                 scaled = stages.scaled(model, seed=seed, progress=shown)
