@@ -83,6 +83,14 @@ def test_the_cells_of_every_kind(done: tuple[Opened, Path]) -> None:
     assert (folder / "cells" / "kept" / "bad@000002-0.json").is_file()
 
 
+def test_the_cells_of_one_task_are_its_own_and_what_they_need(done: tuple[Opened, Path]) -> None:
+    opened, folder = done
+    names = [cell.name for cell in opened.cells(folder, ["unlearn"])]
+    assert names == ["clean", "bad", "scan, bad, seed 0", "unlearn, bad, seed 0"]
+    with pytest.raises(ValueError, match=r"no task is called 'unlearned'; there are scan, clip"):
+        opened.cells(folder, ["scan", "unlearned"])
+
+
 def untimed(value: Any) -> Any:
     """Without the seconds that something took."""
     if isinstance(value, dict):

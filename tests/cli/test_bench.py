@@ -76,6 +76,11 @@ def test_plan_run_status_table(cli: Any, suite: Path, tmp_path: Path) -> None:
     assert "at most" in lines[-1]
     assert not folder.exists()
 
+    (_, only, _) = cli("bench", "plan", suite, "--task", "utility").out.splitlines()
+    assert "1 of    1 cells" in only
+    ran = cli("bench", "run", suite, "-o", folder, "--task", "utility")
+    assert (ran.code, ran.out) == (0, "3 cells, 0 failed\n"), ran.err
+    assert "pure: 0 done, 0 failed, 2 missing" in cli("bench", "status", folder).out
     ran = cli("bench", "run", suite, "-o", folder)
     assert (ran.code, ran.out) == (0, "5 cells, 0 failed\n"), ran.err
     assert "pure, bad, seed 0" in ran.err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -29,16 +29,19 @@ WORK: dict[Kind, Callable[[Job, Progress | None], Outcome]] = {
 }
 
 
-def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None = None) -> list[Cell]:
+def bench_cells(
+    suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None = None, tasks: Sequence[str] = ()
+) -> list[Cell]:
     """The models that a task needs first, then task by task.
 
     Args:
         folder: of the results: ``cells/TASK/MODEL-SEED.json``, or ``MODEL@STEP-SEED.json``, with
             ``evidence`` beside.
         models: where the population lies or is built; ``folder/zoo`` by default.
+        tasks: only these, with all that they need; every task by default.
 
     Raises:
-        ValueError: an unknown method or option, or a model, a step or a scan that is not there.
+        ValueError: an unknown method, option or task, or a model, a step or a scan that is not there.
     """
     grid = _Grid(suite, zoo, folder, model_cells(zoo, models or folder / "zoo"))
     for title, task in suite.tasks.items():
@@ -46,13 +49,16 @@ def bench_cells(suite: BenchSuite, zoo: Suite, folder: Path, models: Path | None
             grid.add(title, task)
         except ValueError as error:
             raise ValueError(f"{title}: {error}") from None
-    needed: set[Path] = set()
-    asked = list(grid.cells)
+    for title in tasks:
+        if title not in suite.tasks:
+            raise ValueError(f"no task is called {title!r}; there are {', '.join(suite.tasks)}")
+    asked = [cell for cell in grid.cells if not tasks or cell.given["task"] in tasks]
+    needed = {cell.path for cell in asked}
     while asked:
         fresh = [cell for cell in asked.pop().needs if cell.path not in needed]
         needed.update(cell.path for cell in fresh)
         asked += fresh
-    return [*(cell for cell in grid.built.values() if cell.path in needed), *grid.cells]
+    return [cell for cell in (*grid.built.values(), *grid.cells) if cell.path in needed]
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,16 +139,17 @@ class Opened(BaseModel):
     name: str = ""
     preset: str = DEFAULT_PRESET
 
-    def cells(self, folder: Path) -> list[Cell]:
+    def cells(self, folder: Path, tasks: Sequence[str] = ()) -> list[Cell]:
         """See :func:`bench_cells`."""
         models = os.path.normpath(folder / self.models)  # the folder may not be there yet
-        return bench_cells(self.suite, self.zoo, folder, Path(models))
+        return bench_cells(self.suite, self.zoo, folder, Path(models), tasks)
 
 
 def run_bench(
     opened: Opened,
     folder: Path,
     *,
+    tasks: Sequence[str] = (),
     retry: bool = False,
     progress: Progress | None = None,
     executor: Callable[..., dict[str, Status]] = run_cells,
@@ -158,13 +159,15 @@ def run_bench(
     ``benchmark.json`` is written first, so that status and table need the folder alone.
 
     Args:
+        tasks: only these, with all that they need; every task by default.
         executor: :func:`backdrift.bench.runner.run_cells` or
             :func:`backdrift.bench.executors.run_on_ray`.
 
     Raises:
-        ValueError: results of other settings there, or a folder in the place of a model that was not built.
+        ValueError: an unknown task, results of other settings there, or a folder in the place of a model
+            that was not built.
     """
-    cells = opened.cells(folder)
+    cells = opened.cells(folder, tasks)
     check_folders(cells)
     with replaced_file(folder / FOLDER_FILE) as fresh:
         fresh.write_text(opened.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -27,12 +27,17 @@ Preset = Annotated[
     str, typer.Option("--preset", help="cpu, or another that it has: smoke, gpu, paper; see bench list.")
 ]
 
+Tasks = Annotated[
+    list[str] | None, typer.Option("--task", help="Only this one, and what it needs; repeatable.")
+]
+
 
 @app.command()
 def run(
     suite: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")],
     preset: Preset = "cpu",
+    task: Tasks = None,
     zoo: Zoo = None,
     retry: Annotated[bool, typer.Option("--retry", help="Do failed cells again.")] = False,
     executor: Annotated[
@@ -60,7 +65,7 @@ def run(
         check_device(opened.suite.device)
     how = run_cells if executor == "in-process" else partial(run_on_ray, address=address, gpus=gpus)
     with progress_bar(suite, quiet) as progress:
-        found = run_bench(opened, output, retry=retry, progress=progress, executor=how)
+        found = run_bench(opened, output, tasks=task or (), retry=retry, progress=progress, executor=how)
     failed = [name for name, status in found.items() if status == "failed"]
     if not quiet:
         typer.echo(f"{len(found)} cells, {len(failed)} failed")
@@ -92,6 +97,7 @@ def plan(
     suite: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("bench"),
     preset: Preset = "cpu",
+    task: Tasks = None,
     zoo: Zoo = None,
 ) -> None:
     """List the work and estimate its time on this machine, in one process, before anything runs."""
@@ -100,7 +106,7 @@ def plan(
     from backdrift.bench.estimate import estimate
 
     opened = _opened(suite, preset, output, zoo)
-    lines = estimate(opened.suite, opened.zoo, opened.cells(output))
+    lines = estimate(opened.suite, opened.zoo, opened.cells(output, task or ()))
     width = max(len(line.title) for line in lines)
     for line in lines:
         typer.echo(
