@@ -258,6 +258,27 @@ def test_killed_ten_times_the_table_is_that_of_a_run_in_peace(
     assert len(rows[0]) > 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_asked_to_end_it_says_so_and_leaves_no_ray(
+    tmp_path: Path, number: int, code: int, word: str
+) -> None:
+    command = [sys.executable, "-m", "backdrift", "bench", "run", "smoke", "--executor", "ray", "-o", "out"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        assert running.stderr.readline().startswith("smoke: 0/7, ")
+        below = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors.splitlines()[-1]) == (code, f"backdrift: {word}")
+    assert "Traceback" not in errors
+    assert len(below) > 1
+    assert not any(alive(int(pid)) for pid in below)
+    assert not list((tmp_path / "out" / "zoo").glob("*.json"))
+
+
 def test_without_ray_it_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,8 @@ def _session(address: str | None) -> Iterator[Any]:
         signal.signal(signal.SIGTERM, before)  # Ray's own ends the process with exit code 1
     try:
         yield ray
+    except SystemError as error:  # Ray's calls give it in place of what a handler of a signal raises
+        raise error.__cause__ or error from None
     finally:
         ray.shutdown()
 
