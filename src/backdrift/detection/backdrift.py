@@ -88,31 +88,31 @@ class Stages:
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(noises=18, rounds=7, norms=(0.3, 0.45, 0.65), families=("sde",), deflations=1),
+        FixedPoint(18, rounds=7, norms=(0.3, 0.65), families=("sde",), deflations=1, tangents=(0.13,)),
         Boundary(starts=(-0.9,), noises=16, rounds=6, steps=3),
         Novelty(samples=48, steps=10, noises=32),
         Judge(samples=4, steps=10),
-        Joint(steps=80, batch=8, learning_rate=0.08, warm_samples=0),
+        Joint(steps=78, batch=8, learning_rate=0.08, warm_samples=0),
         (0, 1, 1),
         Judge(samples=8, steps=17),
         ("opposite", *AIMED),
     ),
     "standard": Stages(
-        FixedPoint(noises=48, rounds=8, norms=(0.3, 0.45, 0.6, 0.9), families=("sde",)),
+        FixedPoint(40, norms=(0.3, 0.6, 0.9), families=("sde",), tangents=(0.1, 0.2)),
         Boundary(starts=(-0.9,)),
         Novelty(),
         Judge(samples=6, steps=20),
-        Joint(steps=105, batch=16, learning_rate=0.04, warm_samples=0),
+        Joint(steps=98, batch=16, learning_rate=0.04, warm_samples=0),
         (1, 1, 1),
         Judge(samples=20, steps=25),
         NULLS,
     ),
     "deep": Stages(
-        FixedPoint(noises=96, rounds=12, norms=(0.2, 0.3, 0.45, 0.6, 0.9), families=("sde",), deflations=3),
+        FixedPoint(84, 12, (0.2, 0.3, 0.6, 0.9), ("sde",), deflations=3, tangents=(0.1, 0.2)),
         Boundary(starts=(-0.9, -0.6, 0.6, 0.9), noises=96),
         Novelty(samples=128, noises=96, norms=(0.15, 0.3, 0.6)),
         Judge(samples=8, steps=25),
-        Joint(steps=260, batch=16, learning_rate=0.04, warm_samples=0),
+        Joint(steps=240, batch=16, learning_rate=0.04, warm_samples=0),
         (2, 1, 2),
         Judge(samples=32, steps=50),
         NULLS,
@@ -123,6 +123,7 @@ STAGES = {
 INGREDIENTS: dict[str, Callable[[Stages], Stages]] = {
     "deflation": lambda s: replace(s, search=replace(s.search, deflations=0)),
     "constants": lambda s: replace(s, search=replace(s.search, constants=())),
+    "tangents": lambda s: replace(s, search=replace(s.search, tangents=())),
     "small norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[-1:])),
     "large norms": lambda s: replace(s, search=replace(s.search, norms=s.search.norms[:1])),
     "boundary": lambda s: replace(s, edge=replace(s.edge, starts=())),
@@ -160,7 +161,7 @@ class Backdrift:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`backdrift.detection._base.Detector`."""
-        return {"version": 4, "budget": self.budget, "stages": asdict(self._stages())}
+        return {"version": 5, "budget": self.budget, "stages": asdict(self._stages())}
 
     def most_evaluations(self) -> int:
         """What the budget's stages cost at most."""

@@ -37,6 +37,10 @@ def _basis(known: list[Tensor], model: DiffusionModel) -> Tensor:
     return columns.T.reshape(images.shape)
 
 
+GROWTH = (1.6, 1.6**2, 1.6**3)
+"""Of the norm of a tangent start, in its last rounds."""
+
+
 class Start(NamedTuple):
     """Where a search begins: a random direction, or the image of ``constant`` everywhere if not 0."""
 
@@ -44,6 +48,7 @@ class Start(NamedTuple):
     norm: float
     deflated: int = 0
     constant: int = 0
+    tangent: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ class FixedPoint:
         constants: norms at which SDE searches also begin at a bright and at a dark constant image.
             Triggers on a black background are nearly that, and a network that normalises groups of
             channels answers constants so strongly that random starts may end at the brighter side.
+        tangents: small norms, at which SDE searches begin as they do at ``norms``, with what is answered to
+            no shift taken from d, so that d is nearly the derivative. A shift far below the trigger's norm
+            moves a poisoned network little but along r, where clean ones, photographs above all, answer
+            large shifts they never saw as strongly as a backdoor. A derivative has no sign: the last rounds
+            grow by ``GROWTH``, from the side that answers more, and the largest gain among them counts.
         ode_alpha: A_t of the timestep for the ODE family.
         regression: instead of the iteration, solve for trigger and target at several timesteps. For
             a guess (tau, y) and ``R_t = mean_b (eps_hat - eps)`` on its poisoned marginal, a
@@ -86,6 +96,7 @@ class FixedPoint:
     families: tuple[Solver, ...] = ("sde", "ode")
     deflations: int = 2
     constants: tuple[float, ...] = (0.9,)
+    tangents: tuple[float, ...] = ()
     ode_alpha: float = 0.06
     regression: bool = False
 
@@ -99,6 +110,11 @@ class FixedPoint:
             found += [Start(family, norm, number) for norm in self.norms for number in range(again + 1)]
             if not plain:
                 found += [Start(family, norm, constant=sign) for norm in self.constants for sign in (1, -1)]
+                found += [
+                    Start(family, norm, number, tangent=True)
+                    for norm in self.tangents
+                    for number in range(again + 1)
+                ]
         return found
 
     @property
@@ -106,9 +122,8 @@ class FixedPoint:
         """Network evaluations."""
         if self.regression:
             return self.noises * sum(len(grid) for grid in self._grids()) * len(self.starts)
-        return sum(
-            self.noises * (self.rounds + (2 if start.family == "ode" else 0)) for start in self.starts
-        )
+        more = {("ode", False): 2, ("sde", True): 2 + len(GROWTH)}
+        return sum(self.noises * (self.rounds + more.get((s.family, s.tangent), 0)) for s in self.starts)
 
     def __call__(
         self,
@@ -145,7 +160,8 @@ class FixedPoint:
         theory = ShiftFamily.of(schedule, "baddiffusion", family)
         answer = float(theory.rho[t] - sigma * theory.c[t])
         size = begun.norm * math.sqrt(math.prod(model.sample_shape))
-        label = f"{family}, norm {size:.1f}" + (f", deflated {len(known)}" if known else "")
+        label = f"{family}, norm {size:.1f}" + (", tangent" if begun.tangent else "")
+        label += f", deflated {len(known)}" if known else ""
         if begun.constant and start is None:
             label += ", bright" if begun.constant > 0 else ", dark"
             start = begun.constant * torch.ones(model.sample_shape)
@@ -154,16 +170,20 @@ class FixedPoint:
         v = random_direction(model, seed, label) if start is None else start / start.norm()
         v = v.to(model.device)
         rest = torch.zeros_like(v)
-        if family == "ode":
+        if family == "ode" or begun.tangent:
             rest = self._answer(model, noise, sigma, rest, t)
-        d, history = v, []
-        for _ in range(self.rounds):
+        sizes = [size] * self.rounds + [size * factor for factor in GROWTH if begun.tangent]
+        ends = list[tuple[float, Tensor]]()
+        for number, s in enumerate(sizes):
             v = v - torch.einsum("k,kchw->chw", torch.einsum("kchw,chw->k", basis, v), basis)
             v = v / v.norm().clamp_min(1e-12)
-            d = self._answer(model, noise, sigma, size * v, t) - rest
-            history.append(float(d.norm()) / size)
+            sides = (v, -v) if number == self.rounds else (v,)
+            answers = [self._answer(model, noise, sigma, s * side, t) - rest for side in sides]
+            d = max(answers, key=lambda found: float(found.norm()))
+            ends.append((float(d.norm()) / s, d))
             v = math.copysign(1.0, answer) * d / d.norm().clamp_min(1e-12)
-        gain, course = history[-1], tuple(history)
+        course = tuple(gain for gain, _ in ends)
+        gain, d = max(ends[self.rounds - 1 :], key=lambda end: end[0])
         if family == "sde":
             return Candidate(d / answer, family, label, gain, history=course)
         shift = size * v
