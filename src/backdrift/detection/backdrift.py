@@ -88,7 +88,7 @@ class Stages:
 
 STAGES = {
     "quick": Stages(
-        FixedPoint(18, rounds=7, norms=(0.3, 0.65), families=("sde",), deflations=1, tangents=(0.13,)),
+        FixedPoint(18, rounds=7, norms=(0.3, 0.45), families=("sde",), deflations=1, tangents=(0.13,)),
         Boundary(starts=(-0.9,), noises=16, rounds=6, steps=3),
         Novelty(samples=48, steps=10, noises=32),
         Judge(samples=4, steps=10),
