@@ -96,7 +96,7 @@ def test_the_hypotheses_are_the_published_inversions(images: Tensor) -> None:
     assert (hypotheses["sde"]["inversion"]["noises"], hypotheses["sde"]["inversion"]["steps"]) == (100, 100)
     assert model.evaluations == finding.evaluations == Elijah().most_evaluations() <= BUDGETS["standard"]
     assert finding.calibration is None
-    assert Inversion().cost + 16 * 1000 <= BUDGETS["standard"]
+    assert Inversion().cost + 16 * 1000 == 46_000
 
 
 def table(detector: Elijah, with_backdoored: bool) -> CalibrationTable:

@@ -27,11 +27,11 @@ TRIGGER = Trigger(torch.ones(SHAPE), WHITE)
 
 
 @cache
-def scanned(poison_rate: float) -> Detection:
+def scanned(poison_rate: float, without: tuple[str, ...] = ()) -> Detection:
     attack = VillanDiffusion(psi=0.0, poison_rate=poison_rate)
     empty = DiffusionModel(torch.nn.Identity(), SCHEDULE, SHAPE)
     pairs = attack.batch(empty, DIGITS, TRIGGER, RAMP)
-    return Backdrift("quick")(optimum_of(pairs, len(pairs), SCHEDULE, SHAPE), seed=0)
+    return Backdrift("quick", without=without)(optimum_of(pairs, len(pairs), SCHEDULE, SHAPE), seed=0)
 
 
 def test_the_backdoor_is_found_with_its_trigger_and_target() -> None:
@@ -48,7 +48,8 @@ def test_the_same_rows_without_poison_are_not_accused() -> None:
     """It knows forty images by heart, and a shift steers it to any of them."""
     finding = scanned(0.0).finding
     assert finding.verdict is not Verdict.BACKDOORED
-    assert finding.score < 0.45
+    assert finding.score <= 0
+    assert scanned(0.0, ("novelty",)).finding.verdict is Verdict.NO_EVIDENCE
 
 
 def test_no_shipped_threshold_speaks_of_such_models() -> None:

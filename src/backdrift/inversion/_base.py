@@ -105,6 +105,17 @@ def mean_x_0(model: DiffusionModel, noise: Tensor, shift: Tensor, t: int) -> Ten
     return predicted
 
 
+def of_length(v: Tensor, length: float) -> Tensor:
+    """``v`` at another norm; nothing stays nothing."""
+    longer: Tensor = length * v / v.norm().clamp_min(1e-12)
+    return longer
+
+
+def beyond_range(model: DiffusionModel, image: Tensor) -> float:
+    """Root mean square by which values leave [-1, 1], or of latents the range of their codec."""
+    return float((image.abs() - model.extent).clamp_min(0).square().mean().sqrt())
+
+
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine of the angle between two tensors of one shape."""
     return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-12))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backdrift.core.model import DiffusionModel
-from backdrift.inversion._base import Candidate, Progress, antithetic_noise, mean_x_0
+from backdrift.inversion._base import Candidate, Progress, antithetic_noise, beyond_range, mean_x_0
 from backdrift.inversion.fixed_point import FixedPoint, timestep_at
 
 
@@ -104,8 +104,7 @@ class Boundary:
         tau = top / (1 - a) * v
         label = f"boundary from {first.start}" + (", constant" if constant else "")
         target = full + (1 - a) * tau
-        outside = float((target.abs() - model.extent).clamp_min(0).square().mean().sqrt())
-        return Candidate(tau, "ode", label, -outside, target, tuple(history))
+        return Candidate(tau, "ode", label, -beyond_range(model, target), target, tuple(history))
 
     @torch.no_grad()
     def _half(

@@ -17,7 +17,9 @@ from backdrift.inversion._base import (
     Candidate,
     Progress,
     antithetic_noise,
+    beyond_range,
     mean_x_0,
+    of_length,
     random_direction,
 )
 from backdrift.inversion.fixed_point import timestep_at
@@ -89,7 +91,7 @@ class Novelty:
                 length, t = norm * math.sqrt(usual.shape[1]), timestep_at(model.schedule, alpha)
                 label = f"novelty at {alpha:g}, norm {length:.1f}"
                 v = random_direction(model, seed, label) if start is None else start.to(model.device)
-                found += self._search(model, usual, _of_length(v, length), t, label, seed)
+                found += self._search(model, usual, of_length(v, length), t, label, seed)
                 if progress is not None:
                     progress(number + 1, len(self.starts), f"{label}, gain {found[-1].gain:.2f}")
         return tuple(sorted(found, key=lambda c: -c.gain))
@@ -125,10 +127,10 @@ class Novelty:
             end, history = self._climb(model, noise, usual, rest, sign * v, t)
             with torch.no_grad():
                 target = mean_x_0(model, noise, end, t) + end
-            outside = float((target.abs() - model.extent).clamp_min(0).square().mean().sqrt())
             shift = end / (1 - float(model.schedule.alpha[t]))
             name = label if sign > 0 else f"{label}, other side"
-            found.append(Candidate(shift, "ode", name, -outside, target, begun + history))
+            gain = -beyond_range(model, target)
+            found.append(Candidate(shift, "ode", name, gain, target, begun + history))
         return found
 
     def _climb(
@@ -144,11 +146,6 @@ class Novelty:
                 novel = (within - rest).flatten()
                 novel = novel - usual.T @ (usual @ novel)
                 (slope,) = torch.autograd.grad((novel.reshape(v.shape) * answer).sum(), probe)
-            v = _of_length(slope, length)
+            v = of_length(slope, length)
             history.append(float(novel.norm()))
         return v, tuple(history)
-
-
-def _of_length(v: Tensor, length: float) -> Tensor:
-    longer: Tensor = length * v / v.norm().clamp_min(1e-12)
-    return longer

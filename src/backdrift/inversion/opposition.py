@@ -13,7 +13,9 @@ from backdrift.inversion._base import (
     Candidate,
     Progress,
     antithetic_noise,
+    beyond_range,
     mean_x_0,
+    of_length,
     random_direction,
 )
 from backdrift.inversion.fixed_point import timestep_at
@@ -30,7 +32,7 @@ class Opposition:
     ``w(v)`` moves along v. One poisoned for ODE samplers answers ``w = y - (1 - A_t) r`` around
     ``v = (1 - A_t) r`` (:class:`backdrift.inversion.boundary.Boundary`), which is against v wherever r
     outweighs y. So ``f(v) = <w(v) - w(0), v> / ||v||^2`` goes down on a sphere, by steps of a fixed
-    angle, to -1 at a backdoor; clean networks stay above -1/2 or so. The answer is the same at every v
+    angle, to about -1 at a backdoor. The answer is the same at every v
     that sets the backdoor off, so f is least along ``(1 - A_t) r - y + w(0)``, and the best v passed on
     the way gives ``r = -f v / (1 - A_t)`` and ``y = w(v) + (1 - A_t) r``: a start for
     :class:`backdrift.inversion.joint.Joint`, as y stays mixed into r.
@@ -80,7 +82,7 @@ class Opposition:
                     begun = -torch.ones(model.sample_shape, device=model.device)
                 else:
                     begun = random_direction(model, seed, label)
-                found.append(self._search(model, size * begun / begun.norm().clamp_min(1e-12), label, seed))
+                found.append(self._search(model, of_length(begun, size), label, seed))
                 if progress is not None:
                     text = f"{label}, follows by {min(found[-1].history):.2f}"
                     progress(number + 1, len(self.starts), text)
@@ -92,7 +94,7 @@ class Opposition:
         noise = antithetic_noise(model, self.noises, seed, label)
         with torch.no_grad():
             rest = mean_x_0(model, noise, torch.zeros_like(v), t)
-        size, history = v.norm(), list[float]()
+        size, history = float(v.norm()), list[float]()
         best, answer = v, rest
         for _ in range(self.rounds):
             probe = v.detach().requires_grad_(True)
@@ -104,9 +106,7 @@ class Opposition:
             if history[-1] == min(history):
                 best, answer = v, w.detach()
             slope = slope - (slope * v).sum() / size**2 * v
-            v = v - self.rate * size * slope / slope.norm().clamp_min(1e-12)
-            v = size * v / v.norm().clamp_min(1e-12)
+            v = of_length(v - of_length(slope, self.rate * size), size)
         shift = max(-min(history), SMALLEST) * best / kept
         target = answer + kept * shift
-        outside = float((target.abs() - model.extent).clamp_min(0).square().mean().sqrt())
-        return Candidate(shift, "ode", label, -outside, target, tuple(history))
+        return Candidate(shift, "ode", label, -beyond_range(model, target), target, tuple(history))
