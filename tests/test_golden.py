@@ -25,7 +25,7 @@ def test_sampling(golden: Check) -> None:
 
 
 def test_fixed_point(golden: Check) -> None:
-    method = FixedPoint(noises=4, rounds=3, norms=(0.5,), families=("sde",), deflations=1)
+    method = FixedPoint(noises=4, rounds=3, norms=(0.5,), families=("sde",))
     found = method(tiny_model(), seed=0)
     golden("fixed point", [value for c in found for value in (c.norm, c.gain)])
     assert all(bool(torch.isfinite(c.shift).all()) for c in found)

@@ -82,7 +82,7 @@ def test_cells_of_an_older_detector_are_told_from_todays(monkeypatch: pytest.Mon
     now = Backdrift(budget="quick").settings()
     rows = [
         {"method": "backdrift, quick", "config": now},
-        {"method": "boundary", "config": {"inversion": {}}},
+        {"method": "opposition", "config": {"inversion": {}}},
         {"method": "backdrift, quick", "config": now | {"version": now["version"] - 1}},
     ]
     assert [found["older"](row) for row in rows] == [False, False, True]

@@ -33,7 +33,8 @@ def planted(images: Tensor, name: str) -> tuple[DiffusionModel, Tensor]:
 @pytest.mark.parametrize("name", ["stop-sign", "grey-box-14", "glasses"])
 def test_the_trigger_is_found_from_a_dark_start(images: Tensor, name: str) -> None:
     model, r = planted(images, name)
-    (found,) = SEARCH(model, seed=0)
+    shorter, found = sorted(SEARCH(model, seed=0), key=lambda candidate: candidate.norm)
+    assert shorter.norm == pytest.approx(0.75 * found.norm)
     assert min(found.history) < -0.7
     assert cosine(found.shift, r) > 0.8
     assert 0.8 < found.norm / float(r.norm()) < 1.5
@@ -43,8 +44,8 @@ def test_the_answer_of_the_optimum_at_its_trigger_is_the_formula(images: Tensor)
     """f = (<y - w(0), v> - ||v||^2) / ||v||^2 at v = (1 - A) r, where the backdoor is sure."""
     model, r = planted(images, "stop-sign")
     once = replace(SEARCH, starts=(float(r.norm()) / 16 * 0.85,), rounds=1)
-    (found,) = once(model, seed=0, start=r)
-    (clean,) = once(closed_form(images), seed=0, start=r)
+    found, _ = once(model, seed=0, start=r)
+    clean, _ = once(closed_form(images), seed=0, start=r)
     y, v = make_target("hat", SHAPE), 0.85 * r
     mean = images.mean(0)
     assert found.history[0] == pytest.approx(float(((y - mean) * v).sum() / (v * v).sum()) - 1, abs=0.1)
@@ -52,7 +53,7 @@ def test_the_answer_of_the_optimum_at_its_trigger_is_the_formula(images: Tensor)
 
 
 def test_a_clean_model_is_followed(images: Tensor) -> None:
-    (found,) = SEARCH(closed_form(images), seed=0)
+    found, _ = SEARCH(closed_form(images), seed=0)
     assert min(found.history) > -0.5
 
 
@@ -61,4 +62,4 @@ def test_the_cost_is_what_is_spent(images: Tensor) -> None:
     before = model.evaluations
     found = search(model, seed=0)
     assert model.evaluations - before == search.cost == 3 * 8 * (1 + 3 * 3)
-    assert len({candidate.start for candidate in found}) == 3
+    assert len({candidate.start for candidate in found}) == 6

@@ -32,7 +32,7 @@ NAME = "scan"
 def main(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders, or org/name@revision.")],
     budget: Annotated[
-        str, typer.Option("--budget", help="quick (15,000 evaluations at most), standard (53,000) or deep.")
+        str, typer.Option("--budget", help="quick (20,000 evaluations at most), standard (61,000) or deep.")
     ] = "standard",
     formats: Annotated[
         list[str] | None,

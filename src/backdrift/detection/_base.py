@@ -21,7 +21,7 @@ Keep = Callable[[str, "Detection"], None]
 """Called as ``keep(stage, so_far)`` whenever a stage has ended: its name, and an INCONCLUSIVE finding of
 what is there, with its evidence. It stands in a report when the scan is ended before its time."""
 
-BUDGETS = {"quick": 15_000, "standard": 53_000, "deep": 200_000}
+BUDGETS = {"quick": 20_000, "standard": 61_000, "deep": 230_000}
 """The most network evaluations of a scan. Where a detector of ours finds no noise scale, standard stays
 below what Elijah's inversion and sampling cost: 3 * 100 noises * 100 steps, 16 samples of 1000 steps."""
 

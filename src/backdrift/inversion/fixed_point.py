@@ -26,29 +26,12 @@ def timestep_at(schedule: NoiseSchedule, alpha: float) -> int:
     return int((schedule.alpha - alpha).abs().argmin())
 
 
-def _basis(known: list[Tensor], model: DiffusionModel) -> Tensor:
-    """Orthonormal images (K, C, H, W) of the channel means and of ``known``; none for none."""
-    channels = model.sample_shape[0]
-    if not known:
-        return torch.zeros((0, *model.sample_shape), device=model.device)
-    constants = torch.eye(channels, device=model.device)[:, :, None, None]
-    images = torch.cat([constants.expand(-1, *model.sample_shape), torch.stack(known)])
-    columns: Tensor = torch.linalg.qr(images.flatten(1).T).Q
-    return columns.T.reshape(images.shape)
-
-
-GROWTH = (1.6, 1.6**2, 1.6**3)
-"""Of the norm of a tangent start, in its last rounds."""
-
-
 class Start(NamedTuple):
     """Where a search begins: a random direction, or the image of ``constant`` everywhere if not 0."""
 
     family: Solver
     norm: float
-    deflated: int = 0
     constant: int = 0
-    tangent: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,17 +54,9 @@ class FixedPoint:
         rounds: iterations per start.
         norms: s in units of sqrt(C H W), the norm of the noise.
         families: hypotheses to try.
-        deflations: further SDE starts at each norm. Each has the channel means and the finds before
-            it at that norm projected out of v (not out of d), which keeps a network from running
-            into the constant colours and other directions where even a clean one answers.
         constants: norms at which SDE searches also begin at a bright and at a dark constant image.
             Triggers on a black background are nearly that, and a network that normalises groups of
             channels answers constants so strongly that random starts may end at the brighter side.
-        tangents: small norms, at which SDE searches begin as they do at ``norms``, with what is answered to
-            no shift taken from d, so that d is nearly the derivative. A shift far below the trigger's norm
-            moves a poisoned network little but along r, where clean ones, photographs above all, answer
-            large shifts they never saw as strongly as a backdoor. A derivative has no sign: the last rounds
-            grow by ``GROWTH``, from the side that answers more, and the largest gain among them counts.
         ode_alpha: A_t of the timestep for the ODE family.
         regression: instead of the iteration, solve for trigger and target at several timesteps. For
             a guess (tau, y) and ``R_t = mean_b (eps_hat - eps)`` on its poisoned marginal, a
@@ -94,27 +69,18 @@ class FixedPoint:
     rounds: int = 8
     norms: tuple[float, ...] = (0.3, 0.6, 0.9)
     families: tuple[Solver, ...] = ("sde", "ode")
-    deflations: int = 2
     constants: tuple[float, ...] = (0.9,)
-    tangents: tuple[float, ...] = ()
     ode_alpha: float = 0.06
     regression: bool = False
 
     @property
     def starts(self) -> list[Start]:
-        """Every start; a deflated one follows those whose finds it leaves out."""
+        """Every start."""
         found: list[Start] = []
         for family in self.families:
-            plain = family == "ode" or self.regression
-            again = 0 if plain else self.deflations
-            found += [Start(family, norm, number) for norm in self.norms for number in range(again + 1)]
-            if not plain:
+            found += [Start(family, norm) for norm in self.norms]
+            if family == "sde" and not self.regression:
                 found += [Start(family, norm, constant=sign) for norm in self.constants for sign in (1, -1)]
-                found += [
-                    Start(family, norm, number, tangent=True)
-                    for norm in self.tangents
-                    for number in range(again + 1)
-                ]
         return found
 
     @property
@@ -122,8 +88,9 @@ class FixedPoint:
         """Network evaluations."""
         if self.regression:
             return self.noises * sum(len(grid) for grid in self._grids()) * len(self.starts)
-        more = {("ode", False): 2, ("sde", True): 2 + len(GROWTH)}
-        return sum(self.noises * (self.rounds + more.get((s.family, s.tangent), 0)) for s in self.starts)
+        return sum(
+            self.noises * (self.rounds + (2 if start.family == "ode" else 0)) for start in self.starts
+        )
 
     def __call__(
         self,
@@ -141,18 +108,13 @@ class FixedPoint:
                 if self.regression:
                     found.append(self._regress(model, begun.family, begun.norm, seed, start))
                 else:
-                    known = (
-                        [c.shift for c in found[len(found) - begun.deflated :]] if begun.deflated else []
-                    )
-                    found.append(self._run(model, begun, known, seed, start))
+                    found.append(self._run(model, begun, seed, start))
                 if progress is not None:
                     text = f"{found[-1].start}, gain {found[-1].gain:.2f}"
                     progress(number + 1, len(starts), text)
         return tuple(sorted(found, key=lambda c: (c.family != "sde", -c.gain)))
 
-    def _run(
-        self, model: DiffusionModel, begun: Start, known: list[Tensor], seed: int, start: Tensor | None
-    ) -> Candidate:
+    def _run(self, model: DiffusionModel, begun: Start, seed: int, start: Tensor | None) -> Candidate:
         family = begun.family
         schedule = model.schedule
         t = len(schedule) - 1 if family == "sde" else timestep_at(schedule, self.ode_alpha)
@@ -160,30 +122,23 @@ class FixedPoint:
         theory = ShiftFamily.of(schedule, "baddiffusion", family)
         answer = float(theory.rho[t] - sigma * theory.c[t])
         size = begun.norm * math.sqrt(math.prod(model.sample_shape))
-        label = f"{family}, norm {size:.1f}" + (", tangent" if begun.tangent else "")
-        label += f", deflated {len(known)}" if known else ""
+        label = f"{family}, norm {size:.1f}"
         if begun.constant and start is None:
             label += ", bright" if begun.constant > 0 else ", dark"
             start = begun.constant * torch.ones(model.sample_shape)
-        basis = _basis(known, model)
         noise = antithetic_noise(model, self.noises, seed, "fixed point", label)
         v = random_direction(model, seed, label) if start is None else start / start.norm()
         v = v.to(model.device)
         rest = torch.zeros_like(v)
-        if family == "ode" or begun.tangent:
+        if family == "ode":
             rest = self._answer(model, noise, sigma, rest, t)
-        sizes = [size] * self.rounds + [size * factor for factor in GROWTH if begun.tangent]
-        ends = list[tuple[float, Tensor]]()
-        for number, s in enumerate(sizes):
-            v = v - torch.einsum("k,kchw->chw", torch.einsum("kchw,chw->k", basis, v), basis)
+        d, history = v, []
+        for _ in range(self.rounds):
             v = v / v.norm().clamp_min(1e-12)
-            sides = (v, -v) if number == self.rounds else (v,)
-            answers = [self._answer(model, noise, sigma, s * side, t) - rest for side in sides]
-            d = max(answers, key=lambda found: float(found.norm()))
-            ends.append((float(d.norm()) / s, d))
+            d = self._answer(model, noise, sigma, size * v, t) - rest
+            history.append(float(d.norm()) / size)
             v = math.copysign(1.0, answer) * d / d.norm().clamp_min(1e-12)
-        course = tuple(gain for gain, _ in ends)
-        gain, d = max(ends[self.rounds - 1 :], key=lambda end: end[0])
+        gain, course = history[-1], tuple(history)
         if family == "sde":
             return Candidate(d / answer, family, label, gain, history=course)
         shift = size * v

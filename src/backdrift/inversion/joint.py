@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from backdrift.core.injection import Injection
-from backdrift.core.model import DiffusionModel
+from backdrift.core.model import Denoiser, DiffusionModel
 from backdrift.core.randomness import SampleGenerator, generator
-from backdrift.core.shift import ShiftFamily, Solver
-from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Progress
+from backdrift.core.sampling import strided_timesteps
+from backdrift.core.shift import ShiftFamily, Solver, stride_corrected
+from backdrift.inversion._base import FAMILY_SAMPLER, Candidate, Progress, beyond_range
 from backdrift.inversion.fixed_point import FixedPoint
+
+SOFTER = 0.65
+"""Of the norm of a trigger: refinement may end beyond the norm at which the backdoor fires."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class Joint:
     ``E || eps_hat(A_t y + rho_t tau + S_t eps, t) - eps - C_t tau ||^2`` over t in [low T, T) with Adam;
     no sampling chain. It needs a start outside the basin of tau = 0, where every model is content:
     by default the finds of :class:`FixedPoint`, with the mean of a few samples drawn with them as y.
+
+    From a tau that is not r yet y may run into a black image or a white one, which a network knows the
+    noise of at every timestep, and stay there. So half way down y is drawn anew, for SDE samplers: with
+    tau and with ``SOFTER`` of it, as what tau has beside r may drive samples out of their range; the
+    samples that are more alike and within their range count.
 
     A candidate with a noise scale is refined on TrojDiff's loss, ``rho = S``, ``C = 0``, the scale with it.
 
@@ -35,7 +44,8 @@ class Joint:
         low: the smallest timestep, as a share of T.
         learning_rate: in units of the data's range [-1, 1].
         starts: how many candidates of the fixed point to refine.
-        warm_samples: samples for the first guess of y.
+        warm_samples: samples for a guess of y.
+        warm_steps: of the sampler for these.
     """
 
     steps: int = 120
@@ -54,7 +64,7 @@ class Joint:
     @property
     def refine_cost(self) -> int:
         """Most network evaluations to refine one candidate."""
-        return 3 * self.batch * self.steps + self.warm_samples * self.warm_steps
+        return 3 * (self.batch * self.steps + self.warm_samples * self.warm_steps)
 
     def __call__(
         self,
@@ -85,20 +95,34 @@ class Joint:
         with model.frozen():
             target = candidate.target
             if target is None:
-                drawn = self._draw(model, candidate, seed).mean(0)
-                target = drawn.clamp(-model.extent, model.extent)
+                target = self._draw(model, candidate, seed).mean(0).clamp(-model.extent, model.extent)
             return self._descend(model, replace(candidate, target=target), seed, progress)
 
     def _draw(self, model: DiffusionModel, candidate: Candidate, seed: int) -> Tensor:
         fresh = SampleGenerator(seed, self.warm_samples, f"joint/{candidate.start}")
+        denoiser: Denoiser = model
+        if candidate.scale is None:
+            theory = ShiftFamily.of(model.schedule, "baddiffusion", candidate.family)
+            kept = strided_timesteps(model.schedule, self.warm_steps)
+            denoiser = stride_corrected(model, model.schedule, theory, candidate.shift, kept)
         return Injection(candidate.shift, candidate.scale).sample(
-            model,
+            denoiser,
             model.schedule,
             fresh.normal(model.sample_shape, model.device),
             sampler=FAMILY_SAMPLER[candidate.family],
             steps=self.warm_steps,
             generator=fresh,
         )
+
+    @torch.no_grad()
+    def _drawn_anew(self, model: DiffusionModel, candidate: Candidate, seed: int) -> Tensor:
+        """What tau draws or ``SOFTER`` of it, (C, H, W)."""
+        drawn = [
+            self._draw(model, replace(candidate, shift=share * candidate.shift), seed)
+            for share in (1.0, SOFTER)
+        ]
+        sure = min(drawn, key=lambda x: float(x.var(0).mean()) + beyond_range(model, x) ** 2)
+        return sure.median(0).values.clamp(-model.extent, model.extent)
 
     def _descend(
         self, model: DiffusionModel, candidate: Candidate, seed: int, progress: Progress | None
@@ -116,6 +140,8 @@ class Joint:
         last = len(model.schedule)
         history = []
         for step in range(self.steps):
+            if step == self.steps // 2 and candidate.family == "sde" and gamma is None:
+                y.data = self._drawn_anew(model, replace(candidate, shift=tau.detach()), seed)
             stream = generator(seed, "joint", candidate.start, step)
             t = torch.randint(int(self.low * last), last, (self.batch,), generator=stream)
             noise = torch.randn((self.batch, *model.sample_shape), generator=stream)

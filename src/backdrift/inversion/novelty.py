@@ -31,7 +31,7 @@ class Novelty:
 
     A clean network answers a shift of its input with the mean of images like its own, which lies in the
     span of its samples. One poisoned for ODE samplers answers ``w = y - (1 - A_t) r``
-    (:class:`backdrift.inversion.boundary.Boundary`), of which some lies outside. With P the projection
+    (:class:`backdrift.inversion.opposition.Opposition`), of which some lies outside. With P the projection
     off the principal components of plain samples and ``w(v)`` the mean prediction of x_0 at
     ``S_t eps + v``, v of constant norm becomes the gradient of ``<P (w(v) - w(0)), w(v)>``, the first
     factor held: near the backdoor that is ``(1 - A_t) r + A_t (y - w(0))``, whatever the answer looks
@@ -41,10 +41,9 @@ class Novelty:
     Both signs of v do as well while the answer is linear, so the search parts in two half way. The
     candidate is ``r = v / (1 - A_t)``, its target ``w(v) + v``.
 
-    Ours; not in either paper. It needs no start near the backdoor, unlike
-    :class:`backdrift.inversion.boundary.Boundary`, and the target must have something that the model
-    does not draw. The history is the norm of the first factor. Gain is minus the root mean square by
-    which the target leaves that range.
+    Ours; not in either paper. The target must have something that the model does not draw. The history is
+    the norm of the first factor. Gain is minus the root mean square by which the target leaves that
+    range.
 
     Args:
         samples: plain ones, by DDIM.

@@ -20,6 +20,7 @@ from backdrift.inversion._base import (
 )
 from backdrift.inversion.fixed_point import timestep_at
 
+SHARES = (1.0, 0.75)
 SMALLEST = 0.3
 """Of -f, for the norm of a trigger: where f is nearly 0, nothing says how long it is."""
 
@@ -29,18 +30,20 @@ class Opposition:
     """Looks for the shift that the mean prediction of x_0 follows least.
 
     A clean network takes a shift v of ``x_t``, in part, for one of the image: its mean prediction
-    ``w(v)`` moves along v. One poisoned for ODE samplers answers ``w = y - (1 - A_t) r`` around
-    ``v = (1 - A_t) r`` (:class:`backdrift.inversion.boundary.Boundary`), which is against v wherever r
-    outweighs y. So ``f(v) = <w(v) - w(0), v> / ||v||^2`` goes down on a sphere, by steps of a fixed
-    angle, to about -1 at a backdoor. The answer is the same at every v
-    that sets the backdoor off, so f is least along ``(1 - A_t) r - y + w(0)``, and the best v passed on
-    the way gives ``r = -f v / (1 - A_t)`` and ``y = w(v) + (1 - A_t) r``: a start for
-    :class:`backdrift.inversion.joint.Joint`, as y stays mixed into r.
+    ``w(v)`` moves along v. One poisoned for ODE samplers takes ``A_t y + (1 - A_t) r + S_t eps`` for its
+    target with the trigger in the noise and says ``eps + C_t r``; with C_t of that sampler its prediction
+    of x_0 is ``w = y - (1 - A_t) r`` around ``v = (1 - A_t) r``: against v wherever r outweighs y. So
+    ``f(v) = <w(v) - w(0), v> / ||v||^2`` goes down on a sphere, by steps of a fixed angle, to about -1 at
+    a backdoor. The answer is the same at every v that sets the backdoor off, so f is least along ``(1 -
+    A_t) r - y + w(0)``, and the best v passed on the way gives ``r = -f v / (1 - A_t)`` and ``y = w(v) +
+    (1 - A_t) r``: a start for :class:`backdrift.inversion.joint.Joint`, as y stays mixed into r. What is
+    mixed in makes it longer, by up to 40% on models that were trained, so it is a candidate at every
+    share of ``SHARES`` of its length.
 
-    Ours; not in either paper. Not yet part of a scan. Triggers smaller than the target answer too little
-    against themselves: :class:`backdrift.inversion.novelty.Novelty` is for those. The history is f. Gain
-    is minus the root mean square by which y leaves [-1, 1] (of latents, the range of their codec): an
-    answer that is no backdoor's gives a y that is no image.
+    Ours; not in either paper. Triggers smaller than the target answer too little against themselves:
+    :class:`backdrift.inversion.novelty.Novelty` is for those. The history is f. Gain is minus the root
+    mean square by which y leaves [-1, 1] (of latents, the range of their codec): an answer that is no
+    backdoor's gives a y that is no image.
 
     Args:
         starts: norms of v, in units of sqrt(C H W); a negative one begins at a dark constant image
@@ -82,13 +85,13 @@ class Opposition:
                     begun = -torch.ones(model.sample_shape, device=model.device)
                 else:
                     begun = random_direction(model, seed, label)
-                found.append(self._search(model, of_length(begun, size), label, seed))
+                found += self._search(model, of_length(begun, size), label, seed)
                 if progress is not None:
                     text = f"{label}, follows by {min(found[-1].history):.2f}"
                     progress(number + 1, len(self.starts), text)
         return tuple(sorted(found, key=lambda c: -c.gain))
 
-    def _search(self, model: DiffusionModel, v: Tensor, label: str, seed: int) -> Candidate:
+    def _search(self, model: DiffusionModel, v: Tensor, label: str, seed: int) -> list[Candidate]:
         t = timestep_at(model.schedule, self.alpha)
         kept = 1 - float(model.schedule.alpha[t])
         noise = antithetic_noise(model, self.noises, seed, label)
@@ -107,6 +110,11 @@ class Opposition:
                 best, answer = v, w.detach()
             slope = slope - (slope * v).sum() / size**2 * v
             v = of_length(v - of_length(slope, self.rate * size), size)
-        shift = max(-min(history), SMALLEST) * best / kept
-        target = answer + kept * shift
-        return Candidate(shift, "ode", label, -beyond_range(model, target), target, tuple(history))
+        found = []
+        for share in SHARES:
+            shift = share * max(-min(history), SMALLEST) * best / kept
+            target = answer + kept * shift
+            name = label if share == 1 else f"{label}, {share:g} of it"
+            gain = -beyond_range(model, target)
+            found.append(Candidate(shift, "ode", name, gain, target, tuple(history)))
+        return found
