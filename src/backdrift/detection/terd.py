@@ -133,8 +133,8 @@ class Terd:
     compare with: the verdict is INCONCLUSIVE, and the score ``1 - exp(-x)`` with x the largest of all M and
     square roots of V, which only ranks models of one shape under the same settings.
 
-    The inversion of published length costs 1,920,000 evaluations, eight times the deep budget. A budget sets
-    the iterations of the estimation (the refinement is a third of it) and the batch:
+    The inversion of published length costs 1,920,000 evaluations, eight times the deep budget. A budget
+    sets the iterations of the estimation (the refinement is a third of it) and the batch:
     240 of 2, 325 of 4, 540 of 8, instead of 3000 of 16. The learning rate of gamma rises as the iterations
     fall, so that gamma comes as far from 0 as published. That of mu is left as published, and so is the
     gradient clipping of the refinement, which at gamma = 1 moves mu by hundredths in a short descent: a
